@@ -1,0 +1,1 @@
+"""Benchmarks of quantkit on real, trained models."""

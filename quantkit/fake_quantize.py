@@ -1,0 +1,209 @@
+"""The module that puts values on a grid, in training and in simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from quantkit import numerics
+from quantkit.errors import DataError
+from quantkit.numerics import QParams
+from quantkit.observer import Observer, own_buffers, restore_dtypes
+from quantkit.spec import QuantSpec
+
+
+class FakeQuantize(nn.Module):
+    """Rounds a tensor to its grid, still in float, with a straight-through gradient.
+
+    It observes, quantizes, both (the grid then follows the observer at each step, as in
+    quantization-aware training) or neither (identity, as when made). The switches are plain
+    ``bool`` attributes, which ``torch.compile`` and ``torch.export`` see through; they are saved
+    with the buffers as one uint8 tensor, since safetensors holds nothing else.
+
+    Attributes:
+        spec: the grid.
+        observer: where the grid comes from; ``None`` where it is only set.
+        name: the tensor's name, for messages.
+        scale: float32 buffer, kept so by ``half()`` and ``bfloat16()``.
+        zero_point: int32 buffer of the same shape.
+        observing: whether ``forward`` takes statistics.
+        quantizing: whether ``forward`` rounds.
+        calibrated: whether the grid was ever filled.
+
+    Args:
+        spec: the grid.
+        shape: of the scales, see ``numerics.scale_shape``.
+        observer: takes the statistics.
+        name: the tensor's name.
+
+    Example:
+        >>> from quantkit.calibrators.minmax import MinMax
+        >>> quantizer = FakeQuantize(QuantSpec(), observer=Observer(QuantSpec(), MinMax()))
+        >>> quantizer.observe()
+        >>> _ = quantizer(torch.tensor([-127.0, 3.0]))
+        >>> quantizer.calibrate()
+        >>> quantizer(torch.tensor([0.6, 1e4])).tolist()
+        [1.0, 127.0]
+        >>> quantizer
+        FakeQuantize(
+          int8 symmetric per tensor, scale=1
+          (observer): Observer(int8 symmetric per tensor, MinMax())
+        )
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self,
+        spec: QuantSpec,
+        *,
+        shape: Sequence[int] = (),
+        observer: Observer | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        if (len(shape) == 0) != (spec.granularity == "tensor"):
+            raise ValueError(
+                f"scales of shape {tuple(shape)} are not those of {spec}; use numerics.scale_shape"
+            )
+        self.spec = spec
+        self.name = name
+        self.observing = False
+        self.quantizing = False
+        self.calibrated = False
+        self.register_buffer("scale", torch.ones(tuple(shape)))
+        middle = torch.full(tuple(shape), spec.middle, dtype=torch.int32)
+        self.register_buffer("zero_point", middle)
+        self.observer = observer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe and quantize ``x`` as the switches say; the shape and dtype stay.
+
+        Raises:
+            DataError: where it should quantize and was never calibrated.
+        """
+        if self.observing and self.observer is not None:
+            self.observer(x)
+            if self.quantizing:
+                self._follow(self.observer)
+        if not self.quantizing:
+            return x
+        self._need_grid()
+        return numerics.fake_quantize_values(x, self.scale, self.zero_point, self.spec)
+
+    @property
+    def qparams(self) -> QParams:
+        """A copy of the grid, checked.
+
+        Raises:
+            DataError: where it was never calibrated.
+        """
+        self._need_grid()
+        return QParams(
+            scale=self.scale.detach().clone(),
+            zero_point=self.zero_point.clone(),
+            spec=self.spec,
+        )
+
+    def set_qparams(self, qparams: QParams) -> None:
+        """Fill the grid; the switches stay as they are.
+
+        Raises:
+            ValueError: where ``qparams`` is for another spec or another number of scales.
+        """
+        if qparams.spec != self.spec:
+            raise ValueError(
+                f"{self._label} is {self.spec}, but the grid is {qparams.spec}; "
+                "choose the grid with the quantizer's own spec"
+            )
+        if qparams.scale.numel() != self.scale.numel():
+            raise ValueError(
+                f"{self._label} has {self.scale.numel()} scales, but the grid "
+                f"{qparams.scale.numel()}; choose the grid from a tensor of the shape prepared for"
+            )
+        with torch.no_grad():
+            self.scale.copy_(qparams.scale.reshape(self.scale.shape))
+            self.zero_point.copy_(qparams.zero_point.reshape(self.scale.shape))
+        self.calibrated = True
+
+    def calibrate(self) -> None:
+        """Take the grid from the observer, stop observing, start quantizing.
+
+        Raises:
+            DataError: where there is no observer, or it has seen nothing, NaN or infinity.
+        """
+        if self.observer is None:
+            raise DataError(f"{self._label} has no observer to calibrate from; use set_qparams")
+        self.set_qparams(self.observer.calculate_qparams())
+        self.observing, self.quantizing = False, True
+
+    def observe(self, enabled: bool = True) -> None:
+        """Switch the taking of statistics on or off.
+
+        Raises:
+            DataError: where it is switched on and there is no observer.
+        """
+        if enabled and self.observer is None:
+            raise DataError(f"{self._label} has no observer; make FakeQuantize with observer=…")
+        self.observing = enabled
+
+    def quantize_values(self, enabled: bool = True) -> None:
+        """Switch the rounding on or off."""
+        self.quantizing = enabled
+
+    def get_extra_state(self) -> Tensor:
+        """``[observing, quantizing, calibrated]`` as uint8."""
+        flags = [self.observing, self.quantizing, self.calibrated]
+        return torch.tensor(flags, dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore what `get_extra_state` gave."""
+        self.observing, self.quantizing, self.calibrated = (bool(flag) for flag in state.tolist())
+
+    def extra_repr(self) -> str:
+        """Such as ``int8 symmetric per tensor, scale=0.0123``."""
+        parts = [str(self.spec)]
+        if not self.calibrated:
+            parts.append("not calibrated")
+        elif self.scale.ndim == 0 and self.scale.device.type != "meta":
+            parts.append(f"scale={self.scale.item():.6g}")
+            if not self.spec.symmetric:
+                parts.append(f"zero_point={self.zero_point.item()}")
+        else:
+            parts.append(f"scales={tuple(self.scale.shape)}")
+        if self.observing:
+            parts.append("observing")
+        if self.calibrated and not self.quantizing:
+            parts.append("off")
+        return ", ".join(parts)
+
+    @property
+    def _label(self) -> str:
+        return f"quantizer {self.name!r}" if self.name else "an unnamed quantizer"
+
+    def _need_grid(self) -> None:
+        if not self.calibrated:
+            raise DataError(
+                f"{self._label} has no grid: it was never calibrated; observe batches and call "
+                "calibrate(), or set_qparams(), before it quantizes"
+            )
+
+    def _follow(self, observer: Observer) -> None:
+        """Take the observer's grid of this moment, unchecked: a check would wait for the device."""
+        scale, zero_point = numerics.grid(*observer.range(), self.spec)
+        with torch.no_grad():
+            self.scale.copy_(scale.reshape(self.scale.shape))
+            self.zero_point.copy_(zero_point.reshape(self.scale.shape))
+        if not self.calibrated:
+            self.calibrated = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow the model to its device, but not to float16: a rounded scale is another grid."""
+        before = own_buffers(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        restore_dtypes(self, before)
+        return self

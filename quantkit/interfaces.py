@@ -1,0 +1,188 @@
+"""What a plug-in implements, and the plain values that plug-ins speak in.
+
+A plug-in is one file in ``calibrators/``, ``quantkit/passes/``, ``quantkit/rounding/`` or
+``quantkit/targets/`` with exactly one concrete class of the base below. Its settings are the
+fields of a frozen dataclass; it holds no state of its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from quantkit.spec import Scheme
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from quantkit.numerics import QParams
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"  #: it will not build, or the result is wrong
+    WARNING = "warning"  #: it runs, slower or less accurate than planned
+    INFO = "info"  #: worth knowing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing wrong or slow: where, why, and what to do.
+
+    Attributes:
+        severity: how bad it is.
+        code: the rule's name, such as ``nonzero-zero-point``; stable, for machines.
+        where: the node, tensor, layer or recipe key concerned.
+        why: one sentence.
+        fix: one sentence, imperative.
+    """
+
+    severity: Severity
+    code: str
+    where: str
+    why: str
+    fix: str
+
+    def __str__(self) -> str:
+        """One line, such as ``error[zero-scale] conv1: … Fix: …``."""
+        return f"{self.severity}[{self.code}] {self.where}: {self.why} Fix: {self.fix}"
+
+
+class Calibrator(ABC):
+    """Sees samples of a tensor and returns the range that its grid should cover.
+
+    A calibrator is a frozen value; what it has seen is a mapping of tensors that the observer
+    keeps as buffers (so it is copied, moved and saved with the model).
+    """
+
+    @abstractmethod
+    def start(self, channels: int) -> dict[str, Tensor]:
+        """The state before any sample: named tensors of fixed shape."""
+
+    @abstractmethod
+    def update(self, state: Mapping[str, Tensor], samples: Tensor) -> None:
+        """Take in ``samples`` of shape ``(channels, samples)``, changing ``state`` in place."""
+
+    @abstractmethod
+    def range(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The smallest and largest value to cover, each of shape ``(channels,)``.
+
+        Before any sample the smallest is ``+inf`` and the largest ``-inf``.
+        """
+
+
+class Pass(ABC):
+    """Rewrites a captured float graph into an equal float graph that quantizes better."""
+
+    @abstractmethod
+    def apply(self, graph: torch.fx.GraphModule) -> int:
+        """Rewrite ``graph`` in place; returns how many places were changed."""
+
+
+class Rounding(ABC):
+    """Puts the weights of one layer on their grid."""
+
+    @abstractmethod
+    def round(self, weight: Tensor, qparams: QParams) -> Tensor:
+        """Values on the grid, in float, of the shape of ``weight``."""
+
+
+#: How Q/DQ is written: TensorRT wants int8 with zero-point 0; ONNX Runtime on x86 runs uint8
+#: with zero-point 128, the same grid, about twice as fast.
+ExportForm = Literal["tensorrt", "onnxruntime"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCoverage:
+    """How one compute layer (convolution, Gemm, MatMul …) of a model runs on a target.
+
+    Attributes:
+        node: the ONNX node's name.
+        op_type: its ONNX operator.
+        quantized: the file asks for it in low precision (its inputs come from DequantizeLinear).
+        precision: what the target runs it in, such as ``int8``, ``fp8``, ``float32``.
+        kernel: the target's own name for the kernel that covers it, where it tells.
+        reason: where ``precision`` is not what ``quantized`` promises, or it is not quantized: why.
+    """
+
+    node: str
+    op_type: str
+    quantized: bool
+    precision: str
+    kernel: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a target makes of an ONNX file.
+
+    Attributes:
+        target: the target, with its options, such as ``tensorrt_rtx (SM86)``.
+        layers: the compute layers in graph order.
+        findings: what it refuses, and what runs other than planned.
+        engine: the engine's bytes where one was built and kept.
+        seconds: how long the build took.
+    """
+
+    target: str
+    layers: tuple[LayerCoverage, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    engine: bytes | None = field(default=None, repr=False)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is an error."""
+        return not any(f.severity is Severity.ERROR for f in self.findings)
+
+    @property
+    def planned(self) -> int:
+        """How many layers the file asks for in low precision."""
+        return sum(layer.quantized for layer in self.layers)
+
+    @property
+    def covered(self) -> int:
+        """How many of those do run in low precision."""
+        return sum(
+            layer.quantized and not layer.precision.startswith(("float", "bf", "none"))
+            for layer in self.layers
+        )
+
+
+class Target(ABC):
+    """A place to run: what it would refuse, what it builds, and its results.
+
+    A target is a frozen dataclass of its options (compute capability, execution mode …). Its SDK
+    is imported only inside the methods that need it.
+    """
+
+    @property
+    @abstractmethod
+    def form(self) -> ExportForm:
+        """How ONNX files for this target are written."""
+
+    @abstractmethod
+    def refusals(self, schemes: Iterable[Scheme]) -> list[Finding]:
+        """What it cannot run of these schemes, known before any work begins; needs no SDK."""
+
+    @abstractmethod
+    def inspect(self, model: Path) -> Inspection:
+        """What it would run of an ONNX file and how; never raises for what the file contains."""
+
+    @abstractmethod
+    def build(self, model: Path, output: Path) -> Inspection:
+        """Write the deployable file to ``output``, atomically; ``TargetError`` where it cannot."""
+
+    @abstractmethod
+    def run(
+        self, model: Path, batches: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[list[np.ndarray]]:
+        """The outputs for each batch of named inputs; ``TargetError`` where it cannot run here."""

@@ -1,0 +1,237 @@
+"""The quantized model: an ordinary ``nn.Module`` whose graph holds the quantizers of a plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from quantkit import numerics
+from quantkit.errors import ModelFileError
+from quantkit.fake_quantize import FakeQuantize
+from quantkit.files import replacing
+from quantkit.graph.abstract import COMPUTE, Kind
+from quantkit.graph.aten import Description, kind_of
+from quantkit.graph.capture import Capture, set_training
+from quantkit.graph.edit import constant as get_constant
+from quantkit.graph.plan import Placement, QuantizedTensor
+from quantkit.interfaces import Calibrator
+from quantkit.observer import Observer
+from quantkit.recipe import Recipe
+
+#: Where a node of the graph keeps the name that the plan has for its layer.
+LAYER = "quantkit_layer"
+#: What may stand between a quantizer and the layer that computes with its values.
+MOVING = frozenset({Kind.MOVE, Kind.MAX_POOL, Kind.PAD, Kind.SLICE})
+
+
+class QuantizedModel(nn.Module):
+    """A captured model with a ``FakeQuantize`` wherever the plan says.
+
+    It trains, deep-copies, moves to a device and saves by ``state_dict`` as any module does.
+    Parameters keep the names that they had in the float model, behind ``graph.``.
+
+    Attributes:
+        graph: the captured graph, with its quantizers in ``graph.quantizers``.
+        plan: what is quantized, and why; ``print(model.plan)``.
+        recipe: every choice that made it.
+        capture: example inputs and dynamic shapes, for export.
+    """
+
+    def __init__(self, capture: Capture, plan: Placement, recipe: Recipe) -> None:
+        super().__init__()
+        self.graph = capture.module
+        self.plan = plan
+        self.recipe = recipe
+        self.capture = capture
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the float model returns for these inputs, computed on the grids."""
+        return self.graph(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout and batch-norm, as in any module."""
+        super().train(mode)
+        set_training(self.graph, mode)
+        return self
+
+    @property
+    def quantizers(self) -> dict[str, FakeQuantize]:
+        """The quantizers by the name of their grid."""
+        modules = self.graph.get_submodule("quantizers")
+        return {grid: modules.get_submodule(key_of(grid)) for grid in self.plan.grids}  # type: ignore[misc]
+
+    def of_role(self, role: str) -> Iterator[FakeQuantize]:
+        """The quantizers of weights, or those of activations."""
+        quantizers = self.quantizers
+        return (quantizers[g] for g, members in self.plan.grids.items() if members[0].role == role)
+
+    def layers(self) -> Iterator[Layer]:
+        """The layers that the plan quantizes, with their quantizers and bias."""
+        for node in self.graph.graph.nodes:
+            name = node.meta.get(LAYER)
+            if name is None or not self.plan.decision(name).quantized:
+                continue
+            weight = self._quantizer_of(node.args[1])
+            # Two activations: each has a grid of its own, and neither is a weight.
+            constant = weight is not None and weight.observer is None
+            bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+            yield Layer(
+                name=name,
+                activation=self._quantizer_before(node.args[0]),
+                weight=weight if constant else None,
+                weight_source=node.args[1].args[0] if constant else node.args[1],
+                bias=get_constant(self.graph, bias),
+            )
+
+    def _quantizer_of(self, node: fx.Node) -> FakeQuantize | None:
+        if node.op != "call_module":
+            return None
+        module = self.graph.get_submodule(str(node.target))
+        return module if isinstance(module, FakeQuantize) else None
+
+    def _quantizer_before(self, node: Any) -> FakeQuantize | None:
+        """The quantizer of an activation, before what only moves its values."""
+        while isinstance(node, fx.Node) and node.op != "placeholder":
+            if (found := self._quantizer_of(node)) is not None:
+                return found
+            if kind_of(node) not in MOVING or not node.args:
+                return None
+            node = node.args[0]
+        return None
+
+    def simulate(self, enabled: bool = True) -> None:
+        """Round to the grids, or pass floats through to see the float model's result."""
+        for quantizer in self.quantizers.values():
+            quantizer.quantize_values(enabled and quantizer.calibrated)
+
+    def save(self, path: Path | str) -> None:
+        """Write parameters and grids as safetensors; load into a model prepared alike."""
+        from safetensors.torch import save_file
+
+        with replacing(Path(path)) as temporary:
+            state = {k: v.detach().contiguous().clone() for k, v in self.state_dict().items()}
+            save_file(state, temporary, metadata={"quantkit.recipe": self.recipe.name})
+
+    def load(self, path: Path | str) -> None:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ModelFileError: the file is not readable, or is of another model or recipe.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            self.load_state_dict(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise ModelFileError(f"{path}: not a safetensors file ({error})") from error
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())[:300]
+            raise ModelFileError(
+                f"{path}: made for another model or recipe ({detail}); prepare the same model with "
+                "the same recipe before load"
+            ) from error
+
+    def __repr__(self) -> str:
+        """The plan: what is quantized, what is not, and why."""
+        calibrated = all(q.calibrated for q in self.quantizers.values())
+        state = "calibrated" if calibrated else "not calibrated"
+        return f"QuantizedModel({state})\n{self.plan}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A quantized layer: the quantizers of its inputs, and what they stand behind."""
+
+    name: str
+    activation: FakeQuantize | None
+    weight: FakeQuantize | None
+    weight_source: fx.Node
+    bias: Tensor | None
+
+
+def key_of(grid: str) -> str:
+    """The name of a grid's quantizer among the modules."""
+    return re.sub(r"\W", "_", grid)
+
+
+def insert_quantizers(
+    module: fx.GraphModule, description: Description, plan: Placement, calibrator: Calibrator
+) -> None:
+    """Put a ``FakeQuantize`` for each grid of the plan into the graph, and its readers behind it.
+
+    Grids of weights are filled from the weights at once; those of activations by calibration.
+    """
+    quantizers = nn.ModuleDict()
+    module.add_submodule("quantizers", quantizers)
+    for grid, members in plan.grids.items():
+        if key_of(grid) in quantizers:
+            raise RuntimeError(f"two grids would share the key {key_of(grid)!r}: {grid!r}")
+        quantizers[key_of(grid)] = _quantizer(module, description, grid, members[0], calibrator)
+    for tensor in plan.tensors:
+        _insert(module, description, tensor)
+    for decision in plan.decisions:
+        if decision.kind in COMPUTE:
+            description.node_of_op[decision.op].meta[LAYER] = decision.op
+    module.graph.lint()
+    module.recompile()
+
+
+def _quantizer(
+    module: fx.GraphModule,
+    description: Description,
+    grid: str,
+    tensor: QuantizedTensor,
+    calibrator: Calibrator,
+) -> FakeQuantize:
+    value = description.graph.values[tensor.tensor]
+    if tensor.role == "weight":
+        node = description.node_of_value[tensor.tensor]
+        weight = evaluate_constant(module, node)
+        low, high = numerics.tensor_range(weight, tensor.spec)
+        quantizer = FakeQuantize(tensor.spec, shape=low.shape, name=grid)
+        quantizer.set_qparams(numerics.choose_qparams(low, high, tensor.spec))
+        quantizer.quantize_values()
+        return quantizer.to(weight.device)
+    channels = 1 if tensor.spec.axis is None else value.shape[tensor.spec.axis] or 1
+    observer = Observer(tensor.spec, calibrator, channels=channels, name=grid)
+    shape = () if tensor.spec.axis is None else (channels,)
+    return FakeQuantize(tensor.spec, shape=shape, observer=observer, name=grid)
+
+
+def _insert(module: fx.GraphModule, description: Description, tensor: QuantizedTensor) -> None:
+    source = description.node_of_value[tensor.tensor]
+    graph = module.graph
+    with graph.inserting_after(source):
+        quantized = graph.call_module(f"quantizers.{key_of(tensor.grid)}", (source,))
+    quantized.meta.update({k: v for k, v in source.meta.items() if k in {"val", "nn_module_stack"}})
+    for edge in tensor.edges:
+        reader = description.node_of_op[edge.op]
+        _replace_input(reader, edge.index, source, quantized)
+
+
+def _replace_input(reader: fx.Node, index: int, source: fx.Node, new: fx.Node) -> None:
+    """Let one input of ``reader`` read ``new``; ``x @ x`` keeps its other input."""
+    positions = [i for i, argument in enumerate(reader.args) if argument is source]
+    if len(positions) > 1 and index in positions:
+        reader.update_arg(index, new)
+    else:
+        reader.replace_input_with(source, new)
+
+
+def evaluate_constant(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The value of a node that depends on parameters alone."""
+    if node.op == "get_attr":
+        value: Any = module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value.detach()  # type: ignore[no-any-return]
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: evaluate_constant(module, n))
+    with torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator,no-any-return]

@@ -1,0 +1,77 @@
+"""Biases in the forms that ONNX Runtime fuses into integer products."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from quantkit.onnx.edit import add_constant
+
+
+def integer_biases(graph: ir.Graph) -> int:
+    """Write the bias of a Gemm between Q/DQ as int32: ONNX Runtime fuses no other into integers.
+
+    The bias is a multiple of ``s_x * s_w`` already (see ``round_weights``), so nothing is rounded.
+    Returns how many were written.
+    """
+    changed = 0
+    for node in list(graph):
+        if node.op_type != "Gemm" or len(node.inputs) < 3 or node.inputs[2] is None:
+            continue
+        bias, producers = node.inputs[2], [_dequantizer(v) for v in node.inputs[:2]]
+        if bias.const_value is None or any(p is None for p in producers):
+            continue
+        scales = [p.inputs[1].const_value.numpy() for p in producers if p is not None]  # type: ignore[union-attr]
+        step = (scales[0] * scales[1]).astype(np.float32).reshape(-1)
+        values = np.rint(bias.const_value.numpy().astype(np.float64) / step)
+        if scales[0].size != 1 or np.abs(values).max(initial=0) >= 2.0**31:
+            continue
+        step = np.broadcast_to(step, values.shape).copy() if scales[1].size > 1 else step[0]
+        stored = add_constant(graph, f"{bias.name}_quantized", values.astype(np.int32))
+        scale = add_constant(graph, f"{bias.name}_scale", np.asarray(step, dtype=np.float32))
+        zero = add_constant(
+            graph, f"{bias.name}_zero_point", np.zeros(np.shape(step), dtype=np.int32)
+        )
+        attributes = {"axis": 0} if np.ndim(step) else {}
+        dequantize = ir.node("DequantizeLinear", [stored, scale, zero], attributes,
+                             name=f"{bias.name}/DequantizeLinear")  # fmt: skip
+        dequantize.outputs[0].name = f"{bias.name}_dequantized"
+        graph.insert_before(node, dequantize)
+        node.replace_input_with(2, dequantize.outputs[0])
+        changed += 1
+    return changed
+
+
+def widen_biases(graph: ir.Graph) -> int:
+    """Give the bias behind a MatMul of three dimensions the shape (1, 1, N).
+
+    ONNX Runtime turns MatMul and a bias of shape (N,) into a Gemm in float; of this shape, into an
+    integer product. Returns how many were changed.
+    """
+    changed = 0
+    for node in list(graph):
+        if node.op_type != "Add":
+            continue
+        for index, bias in enumerate(node.inputs):
+            other = node.inputs[1 - index]
+            product = other.producer() if other is not None else None
+            if bias is None or bias.const_value is None or product is None:
+                continue
+            ranks = len(product.outputs[0].shape or ()), len(bias.shape or ())
+            if product.op_type != "MatMul" or ranks != (3, 1):
+                continue
+            wide = bias.const_value.numpy()[None, None]
+            node.replace_input_with(index, add_constant(graph, f"{bias.name}_wide", wide))
+            changed += 1
+    return changed
+
+
+def _dequantizer(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear behind a value, past what moves values."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "DequantizeLinear":
+            return node
+        if node.op_type not in {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}:
+            return None
+        value = node.inputs[0]
+    return None

@@ -1,0 +1,222 @@
+"""Write Q/DQ into an exported float graph where its marks stand, in the form of a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from quantkit import numerics
+from quantkit.errors import ExportError
+from quantkit.interfaces import ExportForm
+from quantkit.numerics import QParams
+from quantkit.onnx.marks import DOMAIN, OPERATOR
+from quantkit.spec import QuantSpec
+
+_IR_TYPES = {
+    "int8": ir.DataType.INT8,
+    "uint8": ir.DataType.UINT8,
+    "int4": ir.DataType.INT4,
+    "fp8_e4m3": ir.DataType.FLOAT8E4M3FN,
+}
+
+
+def minimum_opset(specs: list[QuantSpec]) -> int:
+    """The lowest opset for these grids: 18 is the exporter's, FP8 wants 19, int4 and groups 21."""
+    if any(s.dtype == "int4" or s.granularity == "group" for s in specs):
+        return 21
+    return 19 if any(s.is_float for s in specs) else 18
+
+
+def lower(model: ir.Model, grids: Mapping[str, QParams], form: ExportForm) -> None:
+    """Replace every mark in place: Q/DQ for activations, stored integers and DQ for weights.
+
+    Marks that only carry a layer's name give it to their reader and vanish.
+
+    Raises:
+        ExportError: a grid cannot be said in this form.
+    """
+    writer = _Writer(model.graph, grids, form)
+    for node in list(model.graph):
+        if node.domain == DOMAIN and node.op_type == OPERATOR:
+            writer.replace(node)
+    model.graph.opset_imports.pop(DOMAIN, None)
+    model.opset_imports.pop(DOMAIN, None)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Scale and zero-point of a grid as initializers."""
+
+    scale: ir.Value
+    zero_point: ir.Value
+
+
+class _Writer:
+    def __init__(self, graph: ir.Graph, grids: Mapping[str, QParams], form: ExportForm) -> None:
+        self.graph = graph
+        self.grids = grids
+        self.form = form
+        self.pairs: dict[str, _Pair] = {}
+
+    def replace(self, node: ir.Node) -> None:
+        grid, layer = (node.attributes[name].as_string() for name in ("grid", "layer"))
+        source = node.inputs[0]
+        assert source is not None
+        if not grid:
+            _name_reader(node, layer)
+            _redirect(node.outputs[0], source)
+            self.graph.remove(node, safe=True)
+            return
+        if source.const_value is not None:
+            self._weight(node, source, grid)
+        else:
+            self._activation(node, source, grid)
+
+    def _activation(self, node: ir.Node, source: ir.Value, grid: str) -> None:
+        qparams = self._in_form(self.grids[grid])
+        pair = self.pairs.get(grid) or self._pair(grid, qparams)
+        self.pairs[grid] = pair
+        attributes = _attributes(qparams.spec)
+        name = node.outputs[0].name or grid
+        quantize = ir.node("QuantizeLinear", [source, pair.scale, pair.zero_point], attributes,
+                           name=f"{grid}/QuantizeLinear")  # fmt: skip
+        dequantize = ir.node(
+            "DequantizeLinear", [quantize.outputs[0], pair.scale, pair.zero_point], attributes,
+            name=f"{grid}/DequantizeLinear",
+        )  # fmt: skip
+        quantize.outputs[0].name = f"{name}_quantized"
+        dequantize.outputs[0].name = f"{name}_dequantized"
+        self._put(node, [quantize, dequantize])
+
+    def _weight(self, node: ir.Node, source: ir.Value, grid: str) -> None:
+        """Integers in the file, dequantized; a transpose behind them is done here, once."""
+        qparams = self.grids[grid]
+        const = source.const_value
+        assert const is not None
+        values = torch.from_numpy(np.array(const.numpy(), dtype=np.float32))
+        # As the simulation does; for weights that stand on the grid both ways are one.
+        integers = numerics.quantize(values, qparams, reciprocal=True)
+        reader = _only_reader(node.outputs[0])
+        if reader is not None and reader.op_type == "Transpose":
+            permutation = [int(p) for p in reader.attributes["perm"].as_ints()]
+            integers = integers.permute(permutation).contiguous()
+            qparams = _permuted(qparams, permutation)
+            _redirect(reader.outputs[0], node.outputs[0])
+            self.graph.remove(reader, safe=True)
+        pair = self._pair(grid, qparams)
+        stored = self._initializer(f"{grid}_quantized", _stored(integers, qparams.spec))
+        dequantize = ir.node(
+            "DequantizeLinear", [stored, pair.scale, pair.zero_point], _attributes(qparams.spec),
+            name=f"{grid}/DequantizeLinear",
+        )  # fmt: skip
+        dequantize.outputs[0].name = f"{grid}_dequantized"
+        self._put(node, [dequantize])
+
+    def _put(self, node: ir.Node, new: list[ir.Node]) -> None:
+        old, out = node.outputs[0], new[-1].outputs[0]
+        out.shape, out.type = old.shape, old.type
+        self.graph.insert_before(node, new)
+        _redirect(old, out)
+        self.graph.remove(node, safe=True)
+
+    def _in_form(self, qparams: QParams) -> QParams:
+        """The same grid as the target wants it: q + 128 in uint8, or q in int8."""
+        spec = qparams.spec
+        if spec.dtype not in {"int8", "uint8"} or spec.bits is not None:
+            return qparams
+        wanted = "uint8" if self.form == "onnxruntime" else "int8"
+        if spec.dtype == wanted:
+            return qparams
+        if wanted == "int8" and not spec.symmetric:
+            raise ExportError(
+                "an asymmetric uint8 grid has no form that TensorRT takes (it wants zero-point 0); "
+                "export with form='onnxruntime', or quantize with recipe int8_ptq"
+            )
+        shift = 128 if wanted == "uint8" else -128
+        other = QuantSpec(dtype=wanted, symmetric=spec.symmetric, axis=spec.axis)  # type: ignore[arg-type]
+        return QParams(scale=qparams.scale, zero_point=qparams.zero_point + shift, spec=other)
+
+    def _pair(self, grid: str, qparams: QParams) -> _Pair:
+        scale = self._initializer(f"{grid}_scale", ir.tensor(qparams.scale.numpy()))
+        zero_point = self._initializer(
+            f"{grid}_zero_point", _stored(qparams.zero_point, qparams.spec)
+        )
+        return _Pair(scale, zero_point)
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape(tensor.numpy().shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        tensor.name = name
+        self.graph.register_initializer(value)
+        return value
+
+
+def _stored(integers: torch.Tensor, spec: QuantSpec) -> ir.TensorProtocol:
+    """A tensor in the format of the file."""
+    if spec.dtype == "int4":
+        array = integers.to(torch.int8).cpu().numpy().astype(ml_dtypes.int4)
+    elif spec.dtype == "fp8_e4m3":
+        array = integers.float().cpu().numpy().astype(ml_dtypes.float8_e4m3fn)
+    else:
+        array = integers.cpu().numpy().astype(np.uint8 if spec.dtype == "uint8" else np.int8)
+    return ir.Tensor(array, dtype=_IR_TYPES[spec.dtype])
+
+
+def _attributes(spec: QuantSpec) -> dict[str, int]:
+    if spec.axis is None:
+        return {}
+    return {"axis": spec.axis} | (
+        {} if spec.group_size is None else {"block_size": spec.group_size}
+    )
+
+
+def _permuted(qparams: QParams, permutation: list[int]) -> QParams:
+    """The grid of a transposed tensor."""
+    spec = qparams.spec
+    if spec.axis is None:
+        return qparams
+    axis = permutation.index(spec.axis % len(permutation))
+    moved = QuantSpec(
+        dtype=spec.dtype, symmetric=spec.symmetric, axis=axis,
+        group_size=spec.group_size, bits=spec.bits,
+    )  # fmt: skip
+    scale, zero_point = qparams.scale, qparams.zero_point
+    if spec.group_size is not None:
+        scale, zero_point = scale.permute(permutation), zero_point.permute(permutation)
+    return QParams(scale=scale.contiguous(), zero_point=zero_point.contiguous(), spec=moved)
+
+
+def _redirect(old: ir.Value, new: ir.Value) -> None:
+    """Let every reader of ``old``, the graph's outputs too, read ``new``."""
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    """The one reader of a value, past a mark that only names it."""
+    while True:
+        uses = list(value.uses())
+        if len(uses) != 1 or value.is_graph_output():
+            return None
+        reader: ir.Node = uses[0].node
+        if reader.domain != DOMAIN or reader.attributes["grid"].as_string():
+            return reader
+        value = reader.outputs[0]
+
+
+def _name_reader(node: ir.Node, layer: str) -> None:
+    """Call the ONNX node behind a naming mark by the plan's name for its layer."""
+    readers = list(node.outputs[0].uses())
+    while readers and readers[0].node.op_type in {"Transpose", "Reshape", "Cast"}:
+        readers = list(readers[0].node.outputs[0].uses())
+    if readers:
+        readers[0].node.name = layer
+        readers[0].node.metadata_props["quantkit.layer"] = layer

@@ -1,0 +1,64 @@
+"""Mark a captured graph for export: each quantizer becomes one node that ONNX export carries over.
+
+The dynamo exporter knows no format below 8 bits, and no form of Q/DQ but its own. So the graph is
+exported in float with a custom node where each quantizer stands; ``onnx.lower`` then writes
+Q/DQ there, in the form that the target wants.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.onnx.ops
+from torch import Tensor, fx
+
+from quantkit.fake_quantize import FakeQuantize
+from quantkit.model import LAYER
+
+DOMAIN = "quantkit"
+OPERATOR = "Mark"
+
+
+def mark(x: Tensor, grid: str, layer: str) -> Tensor:
+    """``x`` through a node that names the grid it is put on, or the layer that reads it."""
+    attributes: dict[
+        str,
+        int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool],
+    ] = {"grid": grid, "layer": layer}
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{OPERATOR}", [x], attributes, dtype=x.dtype, shape=x.shape, version=1
+    )
+
+
+def marked(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of the graph (sharing its parameters) with marks in place of quantizers.
+
+    The second input of every layer gets a mark of its own with the layer's name, so that the ONNX
+    node can be given that name whatever the exporter makes of the operator.
+    """
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(module.graph, mapping))
+    graph._codegen = copy.copy(module.graph._codegen)
+    for node in list(graph.nodes):
+        if node.op == "call_module":
+            quantizer = module.get_submodule(str(node.target))
+            if isinstance(quantizer, FakeQuantize):
+                _replace(graph, node, quantizer.name)
+    for node in module.graph.nodes:
+        name = node.meta.get(LAYER)
+        if name is not None:
+            copied = mapping[node]
+            with graph.inserting_before(copied):
+                named = graph.call_function(mark, (copied.args[1], "", name))
+            copied.update_arg(1, named)
+    return fx.GraphModule(module, graph)
+
+
+def _replace(graph: fx.Graph, node: fx.Node, grid: str) -> None:
+    with graph.inserting_before(node):
+        new = graph.call_function(mark, (node.args[0], grid, ""))
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)

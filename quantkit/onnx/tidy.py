@@ -1,0 +1,122 @@
+"""Names that lead back to the model, and what export leaves over taken out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import onnx_ir as ir
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Names that lead back to the module: ``layer1.0/Relu``; layers keep the plan's name."""
+    seen: Counter[str] = Counter(
+        n.name or "" for n in graph if "quantkit.layer" in n.metadata_props
+    )
+    for node in graph:
+        if "quantkit.layer" not in node.metadata_props:
+            if node.op_type in {"QuantizeLinear", "DequantizeLinear"} and node.name:
+                base = node.name
+            else:
+                base = "/".join(filter(None, (_path(node), node.op_type)))
+            seen[base] += 1
+            node.name = base if seen[base] == 1 else f"{base}_{seen[base] - 1}"
+        kept = {k: v for k, v in node.metadata_props.items() if k.startswith("quantkit.")}
+        # The exporter's own notes hold stack traces: paths of the machine that exported.
+        node.metadata_props.clear()
+        node.metadata_props.update(kept)
+
+
+def remove_unused(graph: ir.Graph) -> None:
+    """Drop nodes and initializers that nothing reads any more."""
+    for node in reversed(list(graph)):
+        if not any(o.uses() or o.is_graph_output() for o in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+
+def pool_globally(graph: ir.Graph) -> int:
+    """Write a mean over height and width as GlobalAveragePool, which has an INT8 form."""
+    changed = 0
+    for node in list(graph):
+        if node.op_type != "ReduceMean" or len(node.inputs) < 2 or node.inputs[1] is None:
+            continue
+        source, axes, kept = (
+            node.inputs[0],
+            node.inputs[1].const_value,
+            node.attributes.get("keepdims"),
+        )
+        if source is None or source.shape is None or axes is None or (kept and not kept.as_int()):
+            continue
+        rank = len(source.shape)
+        if rank < 3 or sorted(int(a) % rank for a in axes.numpy()) != list(range(2, rank)):
+            continue
+        pool = ir.node("GlobalAveragePool", [source], name=node.name)
+        pool.metadata_props.update(node.metadata_props)
+        old, new = node.outputs[0], pool.outputs[0]
+        new.name, new.shape, new.type = old.name, old.shape, old.type
+        graph.insert_before(node, pool)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        changed += 1
+    return changed
+
+
+def fold_pads(graph: ir.Graph) -> int:
+    """Fold a zero Pad of spatial dimensions into the convolutions that read it.
+
+    A Pad between DequantizeLinear and Conv would push the convolution to float. Returns how many.
+    """
+    folded = 0
+    for node in list(graph):
+        amounts = _spatial_pads(node)
+        readers = [use.node for use in node.outputs[0].uses()] if amounts is not None else []
+        if amounts is None or not readers or not all(_can_pad(r) for r in readers):
+            continue
+        for reader in readers:
+            own = reader.attributes.get("pads")
+            before = list(own.as_ints()) if own is not None else [0] * len(amounts)
+            total = [int(a) + int(b) for a, b in zip(before, amounts, strict=True)]
+            reader.attributes["pads"] = ir.AttrInt64s("pads", total)
+        source = node.inputs[0]
+        assert source is not None
+        node.outputs[0].replace_all_uses_with(source)
+        graph.remove(node, safe=True)
+        folded += 1
+    return folded
+
+
+def _path(node: ir.Node) -> str:
+    """The module's path in the exporter's notes, without the operator's own name."""
+    import ast
+
+    text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
+    scopes: list[Any] = ast.literal_eval(text)
+    return str(scopes[-2]) if len(scopes) > 1 else ""
+
+
+def _spatial_pads(node: ir.Node) -> list[int] | None:
+    """Pads of the spatial dimensions in Conv's order, where a Pad is of zeros and of no others."""
+    if node.op_type != "Pad" or node.outputs[0].is_graph_output() or len(node.inputs) < 2:
+        return None
+    mode = node.attributes.get("mode")
+    pads = node.inputs[1].const_value if node.inputs[1] is not None else None
+    if (mode is not None and mode.as_string() != "constant") or pads is None:
+        return None
+    fill = node.inputs[2] if len(node.inputs) > 2 else None
+    if fill is not None and (fill.const_value is None or float(fill.const_value.numpy()) != 0):
+        return None
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        return None
+    amounts = [int(p) for p in pads.numpy()]
+    rank = len(amounts) // 2
+    if any(a < 0 for a in amounts) or any(amounts[i] or amounts[rank + i] for i in (0, 1)):
+        return None
+    return amounts[2:rank] + amounts[rank + 2 :]
+
+
+def _can_pad(node: ir.Node) -> bool:
+    automatic = node.attributes.get("auto_pad")
+    return node.op_type == "Conv" and (automatic is None or automatic.as_string() == "NOTSET")

@@ -1,0 +1,1 @@
+"""Ways to put weights on their grid: each file is one, and its name is the way's name."""

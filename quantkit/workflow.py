@@ -1,0 +1,280 @@
+"""``quantize`` and its three steps: prepare, calibrate, round the weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from quantkit import data, hardware, numerics, plugins
+from quantkit.errors import DataError, RecipeError
+from quantkit.fake_quantize import FakeQuantize
+from quantkit.graph.aten import describe
+from quantkit.graph.attention import split_attention
+from quantkit.graph.capture import DynamicShapes, capture
+from quantkit.graph.edit import functionalize
+from quantkit.graph.placement import place
+from quantkit.interfaces import Calibrator, Finding, Pass, Rounding, Severity, Target
+from quantkit.model import Layer, QuantizedModel, evaluate_constant, insert_quantizers
+from quantkit.progress import track
+from quantkit.recipe import PlugIn, Recipe, read_recipe
+
+T = TypeVar("T")
+
+
+def quantize(
+    model: nn.Module | torch.export.ExportedProgram,
+    recipe: str | Path | Recipe = "int8_ptq",
+    *,
+    example_inputs: tuple[Any, ...] | None = None,
+    calibration: Iterable[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: DynamicShapes = "batch",
+    target: Target | str | None = None,
+    cpu: str = "auto",
+) -> QuantizedModel:
+    """A quantized copy of ``model``, calibrated and ready to export or to train.
+
+    Args:
+        model: a module, or a program that ``torch.export`` made.
+        recipe: a name (see ``quantkit recipes``), a path to a YAML file, or a ``Recipe``.
+        example_inputs: positional inputs as a tuple; the first batch of ``calibration`` if absent.
+        calibration: an iterable of input batches: tensors, tuples, or dicts of keyword inputs.
+            Not needed where the recipe quantizes weights only.
+        example_kwargs: keyword inputs.
+        dynamic_shapes: see ``graph.capture.capture``.
+        target: where the model is to run; what it cannot run is refused before any work.
+        cpu: the processor to deploy to, for recipes that depend on it: ``auto`` is this one.
+
+    Raises:
+        RecipeError: the recipe is unknown or malformed, or ``target`` cannot run it.
+        CaptureError: the model does not export.
+        DataError: the calibration data are empty, misshapen, or hold NaN or infinity.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32))
+        >>> batches = [torch.randn(8, 64) for _ in range(4)]
+        >>> qmodel = quantize(model, calibration=batches)
+        >>> qmodel.plan.quantized
+        ('0', '2')
+    """
+    resolved = resolve_recipe(recipe, target=target, cpu=cpu)
+    batches = calibration
+    if example_inputs is None and example_kwargs is None:
+        if calibration is None:
+            raise DataError(
+                "neither example_inputs nor calibration batches were given; pass one of them"
+            )
+        example_inputs, example_kwargs, batches = _first_batch(calibration)
+    prepared = prepare(
+        model, resolved, example_inputs=example_inputs or (), example_kwargs=example_kwargs,
+        dynamic_shapes=dynamic_shapes,
+    )  # fmt: skip
+    if any(True for _ in prepared.of_role("activation")):
+        if batches is None:
+            raise DataError(
+                f"recipe {resolved.name} quantizes activations and needs calibration data; pass "
+                "calibration=batches, or use a weight-only recipe"
+            )
+        calibrate(prepared, batches)
+    round_weights(prepared)
+    return prepared
+
+
+def resolve_recipe(
+    recipe: str | Path | Recipe, *, target: Target | str | None = None, cpu: str = "auto"
+) -> Recipe:
+    """The recipe of a name or path, fitted to the processor, and accepted by the target.
+
+    Raises:
+        RecipeError: it is unknown, malformed, names a plug-in that is not there, or ``target``
+            cannot run it; the message says which recipe to use instead.
+    """
+    found = recipe if isinstance(recipe, Recipe) else _find_recipe(recipe)
+    weights = [s.weights for s in (found.scheme, *(o.scheme for o in found.overrides)) if s]
+    if any(w is not None and w.bits_without_vnni is not None for w in weights):
+        processor = hardware.detect_cpu() if cpu == "auto" else hardware.named_cpu(cpu)
+        found = found.with_weight_bits(hardware.weight_bits(processor))
+    _plugin("calibrators", found.calibrator, Calibrator)
+    _plugin("rounding", found.rounding, Rounding)
+    for name in found.passes:
+        plugins.find("passes", name, Pass)
+    for finding in refusals(found, target):
+        if finding.severity is Severity.ERROR:
+            raise RecipeError(f"recipe {found.name}: {finding.why} {finding.fix}")
+    return found
+
+
+def refusals(recipe: Recipe, target: Target | str | None) -> list[Finding]:
+    """What ``target`` cannot run of a recipe; nothing where there is no target."""
+    if target is None:
+        return []
+    if isinstance(target, str):
+        target = plugins.find("targets", target, Target)()
+    return target.refusals(recipe.schemes())
+
+
+def prepare(
+    model: nn.Module | torch.export.ExportedProgram,
+    recipe: str | Path | Recipe,
+    *,
+    example_inputs: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: DynamicShapes = "batch",
+) -> QuantizedModel:
+    """Capture a copy of ``model``, run the recipe's passes, and put quantizers where they belong.
+
+    ``model`` itself is not changed. Weights have their grids afterwards; activations pass through
+    unchanged until ``calibrate``.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else resolve_recipe(recipe)
+    with _evaluating(model):
+        captured = capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes)
+    # torch.export shares parameters with the model: passes must not change the user's.
+    module = copy.deepcopy(captured.module)
+    functionalize(module)
+    if recipe.placement.attention and any(s.activations is not None for s in recipe.schemes()):
+        split_attention(module)
+    for name in recipe.passes:
+        plugins.find("passes", name, Pass)().apply(module)
+    description = describe(module)
+    plan = place(description.graph, recipe)
+    insert_quantizers(
+        module, description, plan, _plugin("calibrators", recipe.calibrator, Calibrator)
+    )
+    return QuantizedModel(replace(captured, module=module), plan, recipe).eval()
+
+
+def calibrate(model: QuantizedModel, calibration: Iterable[Any]) -> None:
+    """Run batches through the float model and give every activation its grid.
+
+    Batches stream: none is kept.
+
+    Raises:
+        DataError: no batch, or one of the wrong shape or type, or with NaN or infinity.
+    """
+    quantizers = list(model.of_role("activation"))
+    captured = model.capture
+    total = len(calibration) if isinstance(calibration, Sized) else None
+    batches = track(data.as_batches(calibration), "calibrating", total=total)
+    with _observing(model, quantizers), torch.no_grad():
+        for index, batch in enumerate(batches):
+            args, kwargs = data.bind_inputs(*batch, captured.input_names[: len(captured.args)])
+            data.check_batch(
+                args, kwargs, captured.args, captured.kwargs, index,
+                dynamic_dims=captured.dynamic_dims,
+            )  # fmt: skip
+            model(*args, **kwargs)
+    for quantizer in quantizers:
+        quantizer.calibrate()
+    for quantizer in model.of_role("weight"):
+        quantizer.quantize_values()
+
+
+def round_weights(model: QuantizedModel) -> None:
+    """Put the weights on their grids by the recipe's rounding, and the biases on the accumulator's.
+
+    Integer runtimes hold a bias as a multiple of ``s_x * s_w``, the step of the sums it is added
+    to. A bias that is one already is the same in simulation and in every engine; it moves by half
+    a step of a 32-bit sum at most.
+    """
+    rounding = _plugin("rounding", model.recipe.rounding, Rounding)
+    with torch.no_grad():
+        for layer in model.layers():
+            if layer.weight is None:
+                continue
+            _make_room_for_bias(layer)
+            weight = evaluate_constant(model.graph, layer.weight_source)
+            rounded = rounding.round(weight, layer.weight.qparams)
+            if not torch.equal(rounded, layer.weight(weight)):
+                weight.copy_(rounded)
+            if layer.bias is not None and layer.activation is not None:
+                step = layer.activation.scale * layer.weight.scale
+                layer.bias.copy_(numerics.round_to_multiple(layer.bias, step))
+
+
+def _make_room_for_bias(layer: Layer) -> None:
+    """Raise the scale of channels whose bias would overflow 32 bits.
+
+    That is a channel whose weights are next to nothing beside its bias (a dead channel of a
+    depthwise convolution): a coarser weight changes less there than a bias cut short.
+    """
+    if layer.bias is None or layer.activation is None or layer.weight is None:
+        return
+    qparams = layer.weight.qparams
+    if qparams.spec.granularity == "group":
+        return
+    least = layer.bias.abs().float() / (layer.activation.scale * 2.0**30)
+    if qparams.scale.dim() == 0:
+        least = least.max()
+    if bool((qparams.scale < least).any()):
+        layer.weight.set_qparams(replace(qparams, scale=torch.maximum(qparams.scale, least)))
+
+
+def _find_recipe(recipe: str | Path) -> Recipe:
+    if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")):
+        return read_recipe(Path(recipe))
+    return read_recipe(plugins.recipe_path(recipe))
+
+
+def _plugin(folder: str, choice: PlugIn, base: type[T]) -> T:
+    """A plug-in with the recipe's settings."""
+    kind = plugins.find(folder, choice.name, base)
+    try:
+        return kind(**choice.settings)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{choice.name} does not take the settings {choice.settings}: {error}; "
+            f"see the fields of {kind.__module__}.{kind.__name__}"
+        ) from error
+
+
+@contextmanager
+def _evaluating(model: object) -> Iterator[None]:
+    """Capture sees the model in evaluation mode; each part then gets its own mode back."""
+    modes = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
+    try:
+        if isinstance(model, nn.Module):
+            model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _observing(model: QuantizedModel, quantizers: list[FakeQuantize]) -> Iterator[None]:
+    """The float model with observers on, in evaluation mode."""
+    training = model.training
+    model.eval()
+    model.simulate(False)
+    for quantizer in quantizers:
+        if quantizer.observer is not None:
+            quantizer.observer.reset()
+        quantizer.observe()
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.observe(False)
+        model.train(training)
+
+
+def _first_batch(
+    calibration: Iterable[Any],
+) -> tuple[tuple[Any, ...], dict[str, Any], Iterable[Any]]:
+    """The first batch as example inputs, and all batches, also of an iterator read once."""
+    source = data.as_batches(calibration)
+    first = next(source)
+    args, kwargs = first
+    if not isinstance(calibration, Iterator):
+        return args, kwargs, calibration
+    rest = (a if a else kw for a, kw in source)
+    return args, kwargs, chain([args if args else kwargs], rest)

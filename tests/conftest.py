@@ -1,0 +1,42 @@
+"""Fixtures and rules of every test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Small tensors only: more threads cost more than they give, and make sums differ by machine.
+torch.set_num_threads(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is false")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of trained models and data that lies outside the repository."""
+    folder = Path(os.environ.get("QUANTKIT_ASSETS", ROOT.parent / "shared" / "assets"))
+    if not folder.is_dir():
+        pytest.skip(
+            f"needs real models and data, and {folder} is not there; "
+            "set QUANTKIT_ASSETS to the folder that holds them"
+        )
+    return folder
