@@ -22,8 +22,13 @@ class MovingAverage(Calibrator):
     ``1 / momentum`` batches and depends on their order and size: with fewer batches than that the
     first dominates, and for a fixed calibration set ``MinMax`` or a histogram is better founded.
 
+    Without a momentum every batch counts the same, as in ``torch.nn.BatchNorm2d(momentum=None)``:
+    the mean of the batches' ranges, whatever their order. A value that is the largest of its batch
+    alone is then clipped, which costs less than the coarser grid it would force on all others.
+
     Attributes:
-        momentum: weight of the newest batch, above 0 up to 1 (only the newest counts).
+        momentum: weight of the newest batch, above 0 up to 1 (only the newest counts); ``None``
+            for the plain mean over all batches.
 
     Example:
         >>> calibrator = MovingAverage(momentum=0.5)
@@ -34,25 +39,28 @@ class MovingAverage(Calibrator):
         (tensor([-1.]), tensor([3.]))
     """
 
-    momentum: float = 0.01
+    momentum: float | None = 0.01
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.momentum <= 1.0:
+        if self.momentum is not None and not 0.0 < self.momentum <= 1.0:
             raise ValueError(f"momentum must be above 0 and at most 1, got {self.momentum}")
 
     def start(self, channels: int) -> dict[str, Tensor]:
-        """An empty range: ``minimum`` +inf and ``maximum`` -inf, each of shape ``(channels,)``."""
+        """An empty range, +inf to -inf of shape ``(channels,)``, and no batch seen."""
         return {
             "minimum": torch.full((channels,), torch.inf),
             "maximum": torch.full((channels,), -torch.inf),
+            "batches": torch.zeros(()),
         }
 
     def update(self, state: Mapping[str, Tensor], samples: Tensor) -> None:
         """Move the range towards that of ``samples``; a NaN stays in it, so that it is reported."""
         minimum, maximum = state["minimum"], state["maximum"]
         first = minimum > maximum  # a tensor, not a bool: nothing waits for the device
+        batches = state["batches"].add_(1)
+        weight = 1.0 / batches if self.momentum is None else self.momentum
         for bound, newest in zip((minimum, maximum), torch.aminmax(samples, dim=1), strict=True):
-            moved = bound + self.momentum * (newest - bound)
+            moved = bound + weight * (newest - bound)
             bound.copy_(torch.where(first, newest, moved))
 
     def range(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from rich.progress import track
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
+
+from quantkit.progress import track
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +71,11 @@ class DigitsNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _conv_bn(1, 32, 3)
-        self.conv1, self.conv2 = _conv_bn(32, 32, 3), _conv_bn(32, 32, 3)
-        self.down = _conv_bn(32, 64, 3, stride=2)
-        self.depthwise, self.pointwise = _conv_bn(64, 64, 3, groups=64), _conv_bn(64, 64, 1)
-        self.fc = nn.Linear(64, 10)
+        self.stem = _conv_bn(1, 64, 3)
+        self.conv1, self.conv2 = _conv_bn(64, 64, 3), _conv_bn(64, 64, 3)
+        self.down = _conv_bn(64, 128, 3, stride=2)
+        self.depthwise, self.pointwise = _conv_bn(128, 128, 3, groups=128), _conv_bn(128, 128, 1)
+        self.fc = nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, 1, 8, 8)`` to logits ``(N, 10)``."""
@@ -108,7 +109,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def train(digits: Digits, *, epochs: int = 12, seed: int = 0, progress: bool = True) -> DigitsNet:
+def train(digits: Digits, *, epochs: int = 8, seed: int = 0, progress: bool = True) -> DigitsNet:
     """A trained ``DigitsNet`` in evaluation mode; the same for the same seed, on one machine."""
     images, labels = digits.train
     with _one_thread(), torch.random.fork_rng(devices=[]):
@@ -117,7 +118,7 @@ def train(digits: Digits, *, epochs: int = 12, seed: int = 0, progress: bool = T
         steps = epochs * (len(images) // 64)  # a last, smaller batch would unsettle batch-norm
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
-        for _ in track(range(epochs), "Training on digits", disable=not progress):
+        for _ in track(range(epochs), "training") if progress else range(epochs):
             order = torch.randperm(len(images))[: steps // epochs * 64]
             for batch in order.view(-1, 64):
                 loss = F.cross_entropy(model(images[batch]), labels[batch], label_smoothing=0.1)

@@ -1,3 +1,100 @@
 """Quantize trained PyTorch models and prove the result up to the INT8 TensorRT engine."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+#: Where each public name lives. It is imported when it is first used: PyTorch takes seconds, and
+#: ``quantkit --help`` needs none of it.
+_HOMES = {
+    "Calibrator": "interfaces",
+    "CaptureError": "errors",
+    "CheckReport": "checking",
+    "DataError": "errors",
+    "DataSpec": "data",
+    "ExportError": "errors",
+    "FakeQuantize": "fake_quantize",
+    "Finding": "interfaces",
+    "Inspection": "interfaces",
+    "LayerCoverage": "interfaces",
+    "MissingDependencyError": "errors",
+    "ModelFileError": "errors",
+    "Observer": "observer",
+    "OutputParity": "onnx.parity",
+    "Pass": "interfaces",
+    "Placement": "graph.plan",
+    "QParams": "numerics",
+    "QuantSpec": "spec",
+    "QuantizedModel": "model",
+    "QuantkitError": "errors",
+    "Recipe": "recipe",
+    "RecipeError": "errors",
+    "Rounding": "interfaces",
+    "Scheme": "spec",
+    "Severity": "interfaces",
+    "Target": "interfaces",
+    "TargetError": "errors",
+    "build": "checking",
+    "calibrate": "workflow",
+    "check": "checking",
+    "export_onnx": "onnx.export",
+    "load_data_spec": "data",
+    "prepare": "workflow",
+    "quantize": "workflow",
+    "read_recipe": "recipe",
+    "round_weights": "workflow",
+}
+
+if TYPE_CHECKING:
+    from quantkit.checking import CheckReport as CheckReport
+    from quantkit.checking import build as build
+    from quantkit.checking import check as check
+    from quantkit.data import DataSpec as DataSpec
+    from quantkit.data import load_data_spec as load_data_spec
+    from quantkit.errors import CaptureError as CaptureError
+    from quantkit.errors import DataError as DataError
+    from quantkit.errors import ExportError as ExportError
+    from quantkit.errors import MissingDependencyError as MissingDependencyError
+    from quantkit.errors import ModelFileError as ModelFileError
+    from quantkit.errors import QuantkitError as QuantkitError
+    from quantkit.errors import RecipeError as RecipeError
+    from quantkit.errors import TargetError as TargetError
+    from quantkit.fake_quantize import FakeQuantize as FakeQuantize
+    from quantkit.graph.plan import Placement as Placement
+    from quantkit.interfaces import Calibrator as Calibrator
+    from quantkit.interfaces import Finding as Finding
+    from quantkit.interfaces import Inspection as Inspection
+    from quantkit.interfaces import LayerCoverage as LayerCoverage
+    from quantkit.interfaces import Pass as Pass
+    from quantkit.interfaces import Rounding as Rounding
+    from quantkit.interfaces import Severity as Severity
+    from quantkit.interfaces import Target as Target
+    from quantkit.model import QuantizedModel as QuantizedModel
+    from quantkit.numerics import QParams as QParams
+    from quantkit.observer import Observer as Observer
+    from quantkit.onnx.export import export_onnx as export_onnx
+    from quantkit.onnx.parity import OutputParity as OutputParity
+    from quantkit.recipe import Recipe as Recipe
+    from quantkit.recipe import read_recipe as read_recipe
+    from quantkit.spec import QuantSpec as QuantSpec
+    from quantkit.spec import Scheme as Scheme
+    from quantkit.workflow import calibrate as calibrate
+    from quantkit.workflow import prepare as prepare
+    from quantkit.workflow import quantize as quantize
+    from quantkit.workflow import round_weights as round_weights
+else:
+    # Hidden from type checkers: they would take every name to be there.
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -135,7 +135,7 @@ class PlugIn(_Frozen):
     """A plug-in by its file name, with its settings."""
 
     name: str
-    settings: dict[str, float | int | bool | str] = Field(default_factory=dict)
+    settings: dict[str, float | int | bool | str | None] = Field(default_factory=dict)
 
 
 class Recipe(_Frozen):

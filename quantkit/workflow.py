@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from quantkit.fake_quantize import FakeQuantize
 from quantkit.graph.aten import describe
 from quantkit.graph.attention import split_attention
 from quantkit.graph.capture import DynamicShapes, capture
-from quantkit.graph.edit import functionalize
+from quantkit.graph.functionalize import functionalize
 from quantkit.graph.placement import place
 from quantkit.interfaces import Calibrator, Finding, Pass, Rounding, Severity, Target
 from quantkit.model import Layer, QuantizedModel, evaluate_constant, insert_quantizers
@@ -138,7 +139,10 @@ def prepare(
     with _evaluating(model):
         captured = capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes)
     # torch.export shares parameters with the model: passes must not change the user's.
-    module = copy.deepcopy(captured.module)
+    with warnings.catch_warnings():
+        # PyTorch says this of a class of its own: nothing a user can act on.
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", FutureWarning)
+        module = copy.deepcopy(captured.module)
     functionalize(module)
     if recipe.placement.attention and any(s.activations is not None for s in recipe.schemes()):
         split_attention(module)

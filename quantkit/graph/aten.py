@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -12,45 +11,45 @@ from torch import Tensor, fx
 
 from quantkit.graph.abstract import COMPUTE, Graph, Kind, Op, Value
 
-_KINDS: dict[str, Kind] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), Kind.CONV),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), Kind.CONV_TRANSPOSE),
-    "linear": Kind.LINEAR,
-    **dict.fromkeys(("matmul", "bmm", "mm"), Kind.MATMUL),
-    **dict.fromkeys(("add", "add_"), Kind.ADD),
-    **dict.fromkeys(("mul", "mul_", "div", "div_"), Kind.MUL),
-    **dict.fromkeys(("cat", "concat", "concatenate"), Kind.CONCAT),
-    **dict.fromkeys(
-        ("relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min"),
-        Kind.RELU,
+_NAMES: dict[Kind, str] = {
+    Kind.CONV: "conv1d conv2d conv3d convolution",
+    Kind.CONV_TRANSPOSE: "conv_transpose1d conv_transpose2d conv_transpose3d",
+    Kind.LINEAR: "linear",
+    Kind.MATMUL: "matmul bmm mm",
+    Kind.ADD: "add",
+    Kind.MUL: "mul div",
+    Kind.CONCAT: "cat concat concatenate",
+    Kind.RELU: "relu relu6 hardtanh clamp clamp_min clamp_max",
+    Kind.POINTWISE: (
+        "gelu silu mish sigmoid tanh hardswish hardsigmoid leaky_relu elu selu softplus sub rsub "
+        "neg exp sqrt rsqrt pow"
     ),
-    **dict.fromkeys(
-        ("gelu", "silu", "silu_", "sigmoid", "tanh", "hardswish", "hardswish_", "hardsigmoid",
-         "leaky_relu", "leaky_relu_", "elu", "sub", "rsub", "neg", "exp", "sqrt", "rsqrt", "pow"),
-        Kind.POINTWISE,
+    Kind.SOFTMAX: "softmax _softmax log_softmax",
+    Kind.NORM: "layer_norm group_norm instance_norm rms_norm",
+    Kind.BATCH_NORM: "batch_norm",
+    Kind.MAX_POOL: "max_pool1d max_pool2d max_pool3d adaptive_max_pool2d",
+    Kind.AVERAGE_POOL: (
+        "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+        "adaptive_avg_pool3d mean"
     ),
-    **dict.fromkeys(("softmax", "_softmax", "log_softmax"), Kind.SOFTMAX),
-    **dict.fromkeys(("layer_norm", "group_norm", "instance_norm", "rms_norm"), Kind.NORM),
-    "batch_norm": Kind.BATCH_NORM,
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d"), Kind.MAX_POOL),
-    **dict.fromkeys(
-        ("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-         "adaptive_avg_pool3d", "mean"),
-        Kind.AVERAGE_POOL,
+    Kind.MOVE: (
+        "view reshape flatten unflatten permute transpose t squeeze unsqueeze contiguous clone "
+        "expand dropout alias detach movedim swapaxes feature_dropout _unsafe_view numpy_T "
+        "pixel_shuffle pixel_unshuffle channel_shuffle roll flip expand_as view_as repeat tile "
+        "repeat_interleave to _to_copy type_as lift_fresh_copy"
     ),
-    **dict.fromkeys(
-        ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze",
-         "unsqueeze", "contiguous", "clone", "expand", "dropout", "dropout_", "alias", "detach",
-         "movedim", "swapaxes", "feature_dropout", "_unsafe_view", "numpy_T", "pixel_shuffle",
-         "channel_shuffle", "roll", "expand_as", "view_as"),
-        Kind.MOVE,
+    Kind.SLICE: "slice select split chunk split_with_sizes narrow unbind tensor_split",
+    Kind.PAD: "pad constant_pad_nd",
+    Kind.UPSAMPLE: (
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
+        "_upsample_nearest_exact2d _upsample_nearest_exact3d"
     ),
-    **dict.fromkeys(("slice", "select", "split", "chunk", "split_with_sizes", "narrow", "unbind"), Kind.SLICE),
-    **dict.fromkeys(("pad", "constant_pad_nd"), Kind.PAD),
-    **dict.fromkeys(("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"), Kind.UPSAMPLE),
-    **dict.fromkeys(("upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "grid_sampler"), Kind.RESIZE),
-    "embedding": Kind.EMBEDDING,
-}  # fmt: skip
+    Kind.RESIZE: (
+        "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d grid_sampler"
+    ),
+    Kind.EMBEDDING: "embedding",
+}
+_KINDS: dict[str, Kind] = {name: kind for kind, text in _NAMES.items() for name in text.split()}
 
 
 @dataclass(frozen=True)
@@ -118,15 +117,18 @@ def kind_of(node: fx.Node) -> Kind:
     name = operator_name(node)
     if name == "getitem":
         return Kind.SLICE
-    kind = _KINDS.get(name, Kind.OTHER)
+    pure = name if name.startswith("_") or name.endswith("__") else name.removesuffix("_")
+    kind = _KINDS.get(pure, Kind.OTHER)
+    if kind is Kind.MOVE and not _keeps_dtype(node):
+        return Kind.OTHER
     if name in {"pad", "constant_pad_nd"} and not _pads_with_zeros(node):
         return Kind.OTHER
     if name == "convolution" and node.args[6]:
         return Kind.CONV_TRANSPOSE
     if name == "mean" and not _means_over_space(node):
         return Kind.POINTWISE
-    if name in {"matmul", "mm", "bmm", "add", "add_"} and len(_tensor_inputs(node)) < 2:
-        return Kind.MATMUL if "m" in name and kind is Kind.MATMUL else Kind.POINTWISE
+    if kind is Kind.ADD and len(_tensor_inputs(node)) < 2:
+        return Kind.POINTWISE
     return kind
 
 
@@ -138,34 +140,43 @@ def _op(
     output: str,
     module: fx.GraphModule,
 ) -> Op:
-    groups, kernel, axis, spatial = 1, (), None, False
+    groups, axis, spatial = 1, None, False
+    kernel: tuple[int, ...] = ()
     if kind in {Kind.CONV, Kind.CONV_TRANSPOSE}:
-        position = {Kind.CONV: 6, Kind.CONV_TRANSPOSE: 6}[kind]
-        if operator_name(node) == "convolution":
-            position = 8
-        groups = (
-            int(node.args[position])
-            if len(node.args) > position
-            else int(node.kwargs.get("groups", 1))
-        )  # type: ignore[call-overload,arg-type]
-        kernel = tuple(
-            int(k) for k in (_shape(_tensor_inputs(node)[1], module)[2:]) if k is not None
-        )
+        groups = _groups(node)
+        taps = _shape(_tensor_inputs(node)[1], module)[2:]
+        kernel = tuple(extent for extent in taps if extent is not None)
         axis = 0 if kind is Kind.CONV else 1
     elif kind is Kind.LINEAR:
         axis = 0
     elif kind is Kind.MATMUL:
         axis = len(_shape(_tensor_inputs(node)[1], module)) - 1
     elif kind is Kind.PAD:
-        amounts = list(node.args[1])  # type: ignore[arg-type]
-        rank = len(_shape(node, module))
-        spatial = len(amounts) <= 2 * (rank - 2) and all(
-            isinstance(a, int) and a >= 0 for a in amounts
-        )
+        spatial = _pads_space(node, len(_shape(node, module)))
     return Op(
-        name=name, kind=kind, inputs=inputs, output=output, module=module_path(node),
-        operator=operator_name(node), groups=groups, kernel=kernel, weight_axis=axis, spatial=spatial,
-    )  # fmt: skip
+        name=name,
+        kind=kind,
+        inputs=inputs,
+        output=output,
+        module=module_path(node),
+        operator=operator_name(node),
+        groups=groups,
+        kernel=kernel,
+        weight_axis=axis,
+        spatial=spatial,
+    )
+
+
+def _groups(node: fx.Node) -> int:
+    position = 8 if operator_name(node) == "convolution" else 6
+    given: Any = node.args[position] if len(node.args) > position else node.kwargs.get("groups", 1)
+    return int(given)
+
+
+def _pads_space(node: fx.Node, rank: int) -> bool:
+    amounts: Any = node.args[1]
+    positive = all(isinstance(amount, int) and amount >= 0 for amount in amounts)
+    return positive and len(amounts) <= 2 * (rank - 2)
 
 
 class _Namer:
@@ -178,14 +189,19 @@ class _Namer:
         path = module_path(node)
         leaf = kind in COMPUTE and kind is not Kind.MATMUL and path and _is_leaf(node)
         base = path if leaf else "/".join(filter(None, (path, operator_name(node).rstrip("_"))))
-        self._seen[f"op:{base}"] += 1
-        count = self._seen[f"op:{base}"]
-        return base if count == 1 else f"{base}_{count - 1}"
+        return self._number("op", base)
 
     def unique(self, name: str) -> str:
-        self._seen[f"value:{name}"] += 1
-        count = self._seen[f"value:{name}"]
-        return name if count == 1 else f"{name}_{count - 1}"
+        return self._number("value", name)
+
+    def _number(self, space: str, base: str) -> str:
+        name = base
+        # A module may be called ``fc_1`` where ``fc`` runs twice.
+        while self._seen[f"{space}:{name}"]:
+            name = f"{base}_{self._seen[f'{space}:{base}']}"
+            self._seen[f"{space}:{base}"] += 1
+        self._seen[f"{space}:{name}"] += 1
+        return name
 
 
 def _is_leaf(node: fx.Node) -> bool:
@@ -233,7 +249,7 @@ def _floating(node: fx.Node, module: fx.GraphModule) -> bool:
     return value is not None and value.is_floating_point()
 
 
-def _value(node: fx.Node, module: fx.GraphModule) -> Tensor | None:
+def _value(node: fx.Node, module: fx.GraphModule | None) -> Tensor | None:
     value: Any = node.meta.get("val")
     if value is None and node.op == "get_attr":
         value = module
@@ -242,6 +258,15 @@ def _value(node: fx.Node, module: fx.GraphModule) -> Tensor | None:
     if isinstance(value, (list, tuple)):
         value = next((v for v in value if isinstance(v, Tensor)), None)
     return value if isinstance(value, Tensor) else None
+
+
+def _keeps_dtype(node: fx.Node) -> bool:
+    """Whether a cast is none: float32 to float32, as exported transformers have them."""
+    inputs = [n.meta.get("val") for n in _tensor_inputs(node)[:1]]
+    value = node.meta.get("val")
+    if not inputs or not isinstance(inputs[0], Tensor) or not isinstance(value, Tensor):
+        return True
+    return inputs[0].dtype == value.dtype
 
 
 def _pads_with_zeros(node: fx.Node) -> bool:
@@ -254,13 +279,8 @@ def _pads_with_zeros(node: fx.Node) -> bool:
 
 def _means_over_space(node: fx.Node) -> bool:
     """A mean over the last dimensions of an image is a global average pool."""
-    value = _value(_tensor_inputs(node)[0], node.graph.owning_module)  # type: ignore[arg-type]
-    dims = node.args[1] if len(node.args) > 1 else None
+    value = _value(_tensor_inputs(node)[0], node.graph.owning_module)
+    dims: Any = node.args[1] if len(node.args) > 1 else None
     if value is None or not isinstance(dims, (list, tuple)) or value.dim() < 3:
         return False
-    return sorted(int(d) % value.dim() for d in dims) == list(range(2, value.dim()))  # type: ignore[call-overload]
-
-
-def elements(shape: tuple[int | None, ...]) -> int | None:
-    """How many elements a tensor has; ``None`` with a dynamic dimension."""
-    return None if None in shape else math.prod(s for s in shape if s is not None)
+    return sorted(int(dim) % value.dim() for dim in dims) == list(range(2, value.dim()))

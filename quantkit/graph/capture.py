@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from quantkit.errors import CaptureError, ModelFileError
+from quantkit.graph.exporting import export, first_line
+from quantkit.graph.products import split_products
 
-DynamicShapes: TypeAlias = Literal["batch"] | None | Mapping[str, Any] | Sequence[Any]
+DynamicShapes: TypeAlias = Literal["batch"] | Mapping[str, Any] | Sequence[Any] | None
 
 _TRAINING_ARGUMENT = {
     torch.ops.aten.dropout.default: 2,
@@ -22,8 +24,13 @@ _TRAINING_ARGUMENT = {
     torch.ops.aten.feature_dropout.default: 2,
     torch.ops.aten.feature_dropout_.default: 2,
     torch.ops.aten.alpha_dropout.default: 2,
+    torch.ops.aten.feature_alpha_dropout.default: 2,
+    torch.ops.aten.rrelu.default: 3,
+    torch.ops.aten.rrelu_.default: 3,
     torch.ops.aten.batch_norm.default: 5,
 }
+#: Marks a node that does the same in both modes, such as ``F.dropout(x)`` without ``training``.
+_FIXED = "quantkit_fixed_mode"
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Capture:
     Attributes:
         module: the float graph; parameters keep the names they had in the model.
         args, kwargs: example inputs.
-        dynamic_shapes: for ``torch.export.export``.
+        dynamic_shapes: of ``module``, for ``torch.export.export``.
         input_names: one name per tensor input, in the order of the flattened inputs.
         dynamic_dims: the dimensions whose size may differ from the examples'.
     """
@@ -73,14 +80,14 @@ def capture(
     keywords = dict(kwargs or {})
     if isinstance(model, torch.export.ExportedProgram):
         return _from_program(model)
+    shapes: Any = dynamic_shapes
     if dynamic_shapes == "batch":
         args, keywords = pytree.tree_map_only(Tensor, _at_least_two, (args, keywords))
-        shapes: Any = pytree.tree_map(_first_dimension, (args, keywords))
-        shapes = _for_export(shapes, model, args)
-    else:
-        shapes = dynamic_shapes
-    program = _export(model, args, keywords, shapes)
-    return _finish(program, args, keywords, shapes)
+        positional, named = pytree.tree_map(_first_dimension, (args, keywords))
+        shapes = _bind(model, positional, named)
+    program = export(model, args, keywords, shapes)
+    again = _for_graph(shapes, model, args, keywords)
+    return _finish(program, args, keywords, again, training=model.training)
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:
@@ -96,7 +103,7 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     except Exception as error:
         raise ModelFileError(
             f"{path}: not a program that torch {torch.__version__} can read "
-            f"({_first_line(error)}); save it with torch.export.save of the same torch"
+            f"({first_line(error)}); save it with torch.export.save of the same torch"
         ) from error
 
 
@@ -104,28 +111,29 @@ def set_training(module: fx.GraphModule, training: bool) -> None:
     """Switch dropout and batch-norm of a captured graph between training and evaluation."""
     changed = False
     for node in module.graph.nodes:
-        position = _TRAINING_ARGUMENT.get(node.target) if node.op == "call_function" else None
-        if position is not None and node.args[position] is not training:
+        position = _training_argument(node)
+        if position is None or _FIXED in node.meta:
+            continue
+        if node.args[position] is not training:
             node.update_arg(position, training)
             changed = True
     if changed:
         module.recompile()
 
 
+def _training_argument(node: fx.Node) -> int | None:
+    """Where a node is told whether the model trains."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    position = _TRAINING_ARGUMENT.get(node.target)
+    return position if position is not None and len(node.args) > position else None
+
+
 def recapture(
     module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
     """Export a graph that ``capture`` made and later steps have changed."""
-    return _export(module, args, kwargs, dynamic_shapes)
-
-
-def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> torch.export.ExportedProgram:
-    try:
-        return torch.export.export(model, args, kwargs or None, dynamic_shapes=dynamic_shapes)
-    except Exception as error:
-        raise CaptureError(_explain(model, error)) from error
+    return export(module, args, kwargs, dynamic_shapes)
 
 
 def _from_program(program: torch.export.ExportedProgram) -> Capture:
@@ -151,13 +159,8 @@ def _from_program(program: torch.export.ExportedProgram) -> Capture:
         )
     _, spec = pytree.tree_flatten((args, kwargs))
     shaped_args, shaped_kwargs = pytree.tree_unflatten(dims, spec)
-    shapes = {"args": tuple(shaped_args), **shaped_kwargs} if kwargs else tuple(shaped_args)
-    return _finish(program, tuple(args), dict(kwargs), _positional(shapes))
-
-
-def _positional(shapes: Any) -> Any:
-    """Drop the ``args`` wrapper where there are no keyword inputs."""
-    return shapes
+    shapes = (*shaped_args, *shaped_kwargs.values())
+    return _finish(program, tuple(args), dict(kwargs), shapes)
 
 
 def _finish(
@@ -165,6 +168,8 @@ def _finish(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dynamic_shapes: Any,
+    *,
+    training: bool | None = None,
 ) -> Capture:
     names = tuple(
         spec.arg.name
@@ -176,6 +181,8 @@ def _finish(
     # A GraphModule of our own: the one torch.export returns refuses train() and eval().
     module = fx.GraphModule(exported, exported.graph)
     module.graph.eliminate_dead_code()
+    _mark_fixed(module, training)
+    split_products(module)
     module.recompile()
     dynamic = frozenset(
         dim
@@ -185,6 +192,18 @@ def _finish(
         if not isinstance(size, int)
     )
     return Capture(module, args, kwargs, dynamic_shapes, names, dynamic)
+
+
+def _mark_fixed(module: fx.GraphModule, training: bool | None) -> None:
+    """Mark the nodes that do not follow the mode that the model was captured in."""
+    for node in module.graph.nodes:
+        position = _training_argument(node)
+        if position is None:
+            continue
+        # A batch-norm without running statistics uses the batch's in both modes.
+        stateless = node.target is torch.ops.aten.batch_norm.default and node.args[3] is None
+        if stateless or (training is False and node.args[position] is True):
+            node.meta[_FIXED] = True
 
 
 def _at_least_two(tensor: Tensor) -> Tensor:
@@ -200,38 +219,33 @@ def _first_dimension(leaf: Any) -> Any:
     return None
 
 
-def _for_export(shapes: Any, model: nn.Module, args: tuple[Any, ...]) -> Any:
-    """Positional and keyword shapes in the one structure that torch.export reads."""
-    positional, keyword = shapes
-    if not keyword:
-        return positional
-    import inspect
-
-    names = list(inspect.signature(model.forward).parameters)
-    return {**dict(zip(names, positional, strict=False)), **keyword}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+def _bind(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, partial: bool = False
+) -> dict[str, Any]:
+    """Arguments by the names that ``forward`` has for them, in its order."""
+    signature = inspect.signature(model.forward)
+    try:
+        return (signature.bind_partial if partial else signature.bind)(*args, **kwargs).arguments
+    except TypeError as error:
+        raise CaptureError(
+            f"{type(model).__name__} does not take the example inputs: {error}; pass what its "
+            "forward takes"
+        ) from error
 
 
-def _explain(model: nn.Module, error: Exception) -> str:
-    """One line: which model, what torch.export said, where, and the usual way out."""
-    text = str(error)
-    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
-    own = [f for f in frames if "/torch/" not in f[0] and "site-packages" not in f[0]] or frames
-    place = f" at {Path(own[-1][0]).name}:{own[-1][1]} in {own[-1][2]}" if own else ""
-    reason = _first_line(error)
-    if re.search(r"specialized|Constraints violated|dynamic dimension|marked.*dynamic", text):
-        way_out = (
-            "the model fixes a dimension that was to be dynamic: pass dynamic_shapes=None "
-            "(--static on the command line), or remove what depends on its size"
-        )
-    elif re.search(r"[Dd]ata.dependent|Could not guard|GuardOnDataDependent", text):
-        way_out = (
-            "a branch or size depends on tensor values: replace it by torch.where or torch.cond"
-        )
+def _for_graph(shapes: Any, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Shapes as the captured graph takes them: a tuple, without ``*args`` and ``**kwargs``."""
+    names = list(_bind(model, args, kwargs))
+    if isinstance(shapes, Mapping):
+        named = dict(shapes)
+    elif isinstance(shapes, (tuple, list)):
+        named = dict(zip(names, shapes, strict=False))
     else:
-        way_out = "make torch.export.export(model, example_inputs) pass first"
-    return f"{type(model).__name__} cannot be captured{place}: {reason} Way out: {way_out}."
+        return shapes
+    variadic = {p.kind: name for name, p in inspect.signature(model.forward).parameters.items()}
+    flat: list[Any] = []
+    for name in _bind(model, args, {}, partial=True):
+        several = name == variadic.get(inspect.Parameter.VAR_POSITIONAL)
+        flat.extend(named.get(name) or ()) if several else flat.append(named.get(name))
+    others = named.get(variadic.get(inspect.Parameter.VAR_KEYWORD, "")) or {}
+    return (*flat, *(named.get(name, others.get(name)) for name in kwargs))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+aten = torch.ops.aten
 
 
 def constant(module: fx.GraphModule, node: Any) -> Tensor | None:
@@ -18,12 +22,29 @@ def constant(module: fx.GraphModule, node: Any) -> Tensor | None:
 
 
 def set_constant(module: fx.GraphModule, path: str, value: Tensor) -> None:
-    """Put a parameter at ``path``, replacing what is there."""
+    """Put a parameter (or buffer, where one is there) at ``path``; it stays frozen if it was."""
     owner, name = _owner(module, path)
     if name in owner._buffers:
         owner._buffers[name] = value
         return
-    owner.register_parameter(name, nn.Parameter(value, requires_grad=value.is_floating_point()))
+    old = getattr(owner, name, None)
+    if old is not None and name not in owner._parameters:
+        delattr(owner, name)  # a constant tensor that is neither parameter nor buffer
+    trained = value.is_floating_point() and (old is None or old.requires_grad)
+    owner.register_parameter(name, nn.Parameter(value, requires_grad=trained))
+
+
+def has_constant(module: fx.GraphModule, path: str) -> bool:
+    """Whether something is at ``path`` already."""
+    owner, name = _owner(module, path)
+    return hasattr(owner, name)
+
+
+def readers(module: fx.GraphModule, node: fx.Node) -> int:
+    """How many times a constant is read, under this name or another, by this node or another."""
+    value = constant(module, node)
+    same = [n for n in module.graph.nodes if constant(module, n) is value and value is not None]
+    return sum(len(n.users) for n in same)
 
 
 def add_constant(module: fx.GraphModule, path: str, value: Tensor, before: fx.Node) -> fx.Node:
@@ -35,38 +56,38 @@ def add_constant(module: fx.GraphModule, path: str, value: Tensor, before: fx.No
     return node
 
 
-def functionalize(module: fx.GraphModule) -> int:
-    """Replace in-place operators (``relu_``, ``add_``) by those that make a new tensor.
+class Emitter:
+    """Writes nodes before a node, with shapes and with its module path (or that of ``like``)."""
 
-    A quantizer reads a tensor by value; behind an in-place operator the value would have changed.
-    Returns how many were replaced.
-    """
-    replaced = 0
-    for node in list(module.graph.nodes):
-        pure = _pure(node)
-        if pure is None:
-            continue
-        target = node.args[0]
-        node.target = pure
-        later = {n for n in module.graph.nodes if n > node}
-        target.replace_all_uses_with(node, delete_user_cb=lambda user, later=later: user in later)
-        replaced += 1
-    if replaced:
-        module.recompile()
-    return replaced
+    def __init__(self, graph: fx.Graph, before: fx.Node, like: fx.Node | None = None) -> None:
+        self.graph = graph
+        self.before = before
+        self.like = before if like is None else like
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node that calls ``target``."""
+        with self.graph.inserting_before(self.before):
+            node = self.graph.call_function(target, args, kwargs)
+        node.meta["val"] = _fake_result(node)
+        for name in ("nn_module_stack", "stack_trace"):
+            if name in self.like.meta:
+                node.meta[name] = self.like.meta[name]
+        return node
+
+    def size(self, node: fx.Node, dim: int) -> Any:
+        """A dimension: an int, or a node where it is dynamic."""
+        extent = node.meta["val"].shape[dim]
+        return extent if isinstance(extent, int) else self(aten.sym_size.int, node, dim)
 
 
-def _pure(node: fx.Node) -> Any:
-    """The operator without the side effect, for an in-place one."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return None
-    name = node.target._schema.name.split("::")[-1]
-    if not name.endswith("_") or name.endswith("__") or not isinstance(node.args[0], fx.Node):
-        return None
-    if node.args[0].op == "get_attr":  # a buffer that the model updates: that is its meaning
-        return None
-    packet = getattr(torch.ops.aten, name[:-1], None)
-    return getattr(packet, node.target._overloadname, None)
+def _fake_result(node: fx.Node) -> Any:
+    """What the node returns for the tensors without data that its arguments stand for."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    fakes = [n.meta["val"] for n in node.graph.nodes if isinstance(n.meta.get("val"), FakeTensor)]
+    # Sizes may be symbols, which only the mode that made them understands.
+    target: Any = node.target
+    with fakes[0].fake_mode if fakes else nullcontext():
+        return target(*args, **kwargs)
 
 
 def _owner(module: nn.Module, path: str) -> tuple[nn.Module, str]:

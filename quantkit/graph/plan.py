@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -101,7 +101,8 @@ class Placement:
 
     def _lines(self) -> Iterator[str]:
         layers = [d for d in self.decisions if d.kind is not Kind.ADD]
-        yield f"Plan of recipe {self.recipe}: {len(self.quantized)} of {len(layers)} layers quantized"
+        count = f"{len(self.quantized)} of {len(layers)} layers quantized"
+        yield f"Plan of recipe {self.recipe}: {count}"
         rows = [(d.op, str(d.kind), "quantized" if d.quantized else "float", d.reason)
                 for d in self.decisions]  # fmt: skip
         yield from _table(("layer", "kind", "runs", "why"), rows)
@@ -144,7 +145,7 @@ class Placement:
         )
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     """Columns as wide as their widest cell; the last one runs on."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head) - 1)]
     for row in [head, *rows]:

@@ -119,22 +119,28 @@ class GraphIndex:
 
     def elem_type(self, name: str) -> int:
         """The ``TensorProto`` type of a tensor; 0 where the file does not tell."""
-        for _ in range(len(self.nodes) + 1):
-            if name in self.tensors:
-                return self.tensors[name].data_type
-            if self._types.get(name):
-                return self._types[name]
+        passed: list[str] = []
+        while len(passed) <= len(self.nodes):
             node = self.producers.get(name)
-            if node is None:
-                return 0
-            if node.op == "QuantizeLinear" and not node.input(2):
-                return self.quantized_type(node)
-            if node.op == "Cast":
-                return node.integer("to", 0)
-            if node.op == "Constant":
-                return _constant_tensor(node).data_type
+            found = self._types.get(name, 0)
+            if name in self.tensors:
+                found = self.tensors[name].data_type
+            elif node is not None and not found:
+                found = self._made_type(node)
+            if found or node is None:
+                self._types.update((seen, found) for seen in passed if found)
+                return found
+            passed.append(name)
             name = node.input(_TYPE_GIVEN_BY.get(node.op, 0))
         return 0
+
+    def _made_type(self, node: Node) -> int:
+        """The type that a node gives its output whatever its inputs are; 0 where it follows one."""
+        if node.op == "QuantizeLinear" and not node.input(2):
+            return self.quantized_type(node)
+        if node.op == "Cast":
+            return node.integer("to", 0)
+        return _constant_tensor(node).data_type if node.op == "Constant" else 0
 
     def quantized_type(self, node: Node) -> int:
         """The storage type of a QuantizeLinear or DequantizeLinear, by the rules of ONNX."""
@@ -146,13 +152,16 @@ class GraphIndex:
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a constant tensor that is stored, or is quantized from a stored one."""
-        node = self.producers.get(name)
-        while node is not None and node.op in ("QuantizeLinear", "DequantizeLinear", "Identity"):
-            name = node.input(0)
+        for _ in range(len(self.nodes) + 1):
+            if name in self.tensors:
+                return tuple(self.tensors[name].dims)
             node = self.producers.get(name)
-        if node is not None and node.op == "Constant":
-            return tuple(_constant_tensor(node).dims)
-        return tuple(self.tensors[name].dims) if name in self.tensors else None
+            if node is not None and node.op == "Constant":
+                return tuple(_constant_tensor(node).dims)
+            if node is None or node.op not in ("QuantizeLinear", "DequantizeLinear", "Identity"):
+                return None
+            name = node.input(0)
+        return None
 
     def value(self, name: str) -> Array | None:
         """The values of a small constant; ``None`` where it is not stored or not readable."""

@@ -219,12 +219,14 @@ def _int4_block(index: GraphIndex) -> Iterator[Hit]:
 
 
 def _fp32_island(index: GraphIndex) -> Iterator[Hit]:
+    scales = [index.elem_type(node.input(1)) for node in index.of("QuantizeLinear")]
+    if not scales:
+        return
     half = (_T.FLOAT16, _T.BFLOAT16)
     types = {
         layer.order: index.elem_type(operands(index, layer)[0]) for layer in index.of(*COMPUTE)
     }
-    scales = [index.elem_type(node.input(1)) for node in index.of("QuantizeLinear")]
-    if not scales or not any(found in half for found in (*types.values(), *scales)):
+    if not any(found in half for found in (*types.values(), *scales)):
         return
     for layer in index.of(*COMPUTE):
         if types[layer.order] == _T.FLOAT and not dequantized_by(index, layer.input(0)):

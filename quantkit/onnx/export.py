@@ -128,8 +128,8 @@ def _explain(error: Exception) -> str:
 
 
 def _add_reasons(exported: ir.Model, model: QuantizedModel) -> None:
-    """Each layer's node carries the plan's reason, for reports that have only the file."""
-    reasons = {d.op: d for d in model.plan.decisions}
+    """A layer left in float carries the plan's reason, for reports that have only the file."""
+    reasons = {d.op: d for d in model.plan.decisions if not d.quantized}
     for node in exported.graph:
         decision = reasons.get(node.metadata_props.get("quantkit.layer", ""))
         if decision is not None:

@@ -41,9 +41,12 @@ def lower(model: ir.Model, grids: Mapping[str, QParams], form: ExportForm) -> No
         ExportError: a grid cannot be said in this form.
     """
     writer = _Writer(model.graph, grids, form)
-    for node in list(model.graph):
-        if node.domain == DOMAIN and node.op_type == OPERATOR:
-            writer.replace(node)
+    marks = [n for n in model.graph if n.domain == DOMAIN and n.op_type == OPERATOR]
+    # Names first: a layer is found behind the Transpose of its weight, which replace() takes out.
+    for node in [n for n in marks if not n.attributes["grid"].as_string()]:
+        _name_reader(model.graph, node)
+    for node in [n for n in marks if n.attributes["grid"].as_string()]:
+        writer.replace(node)
     model.graph.opset_imports.pop(DOMAIN, None)
     model.opset_imports.pop(DOMAIN, None)
 
@@ -64,14 +67,8 @@ class _Writer:
         self.pairs: dict[str, _Pair] = {}
 
     def replace(self, node: ir.Node) -> None:
-        grid, layer = (node.attributes[name].as_string() for name in ("grid", "layer"))
-        source = node.inputs[0]
+        grid, source = node.attributes["grid"].as_string(), node.inputs[0]
         assert source is not None
-        if not grid:
-            _name_reader(node, layer)
-            _redirect(node.outputs[0], source)
-            self.graph.remove(node, safe=True)
-            return
         if source.const_value is not None:
             self._weight(node, source, grid)
         else:
@@ -116,6 +113,7 @@ class _Writer:
         )  # fmt: skip
         dequantize.outputs[0].name = f"{grid}_dequantized"
         self._put(node, [dequantize])
+        dequantize.outputs[0].shape = stored.shape
 
     def _put(self, node: ir.Node, new: list[ir.Node]) -> None:
         old, out = node.outputs[0], new[-1].outputs[0]
@@ -201,22 +199,19 @@ def _redirect(old: ir.Value, new: ir.Value) -> None:
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
-    """The one reader of a value, past a mark that only names it."""
-    while True:
-        uses = list(value.uses())
-        if len(uses) != 1 or value.is_graph_output():
-            return None
-        reader: ir.Node = uses[0].node
-        if reader.domain != DOMAIN or reader.attributes["grid"].as_string():
-            return reader
-        value = reader.outputs[0]
+    uses = list(value.uses())
+    return None if len(uses) != 1 or value.is_graph_output() else uses[0].node
 
 
-def _name_reader(node: ir.Node, layer: str) -> None:
-    """Call the ONNX node behind a naming mark by the plan's name for its layer."""
-    readers = list(node.outputs[0].uses())
+def _name_reader(graph: ir.Graph, mark: ir.Node) -> None:
+    """Call the ONNX node behind a naming mark by the plan's name for its layer; drop the mark."""
+    layer, source = mark.attributes["layer"].as_string(), mark.inputs[0]
+    readers = list(mark.outputs[0].uses())
     while readers and readers[0].node.op_type in {"Transpose", "Reshape", "Cast"}:
         readers = list(readers[0].node.outputs[0].uses())
     if readers:
         readers[0].node.name = layer
         readers[0].node.metadata_props["quantkit.layer"] = layer
+    assert source is not None
+    _redirect(mark.outputs[0], source)
+    graph.remove(mark, safe=True)

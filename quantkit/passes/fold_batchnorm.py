@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from quantkit.graph.edit import add_constant, constant, set_constant
+from quantkit.graph.edit import add_constant, constant, has_constant, readers, set_constant
 from quantkit.interfaces import Pass
 
 aten = torch.ops.aten
 
 #: The dimension of each layer's weight that counts output channels.
-_OUTPUT_AXIS = {
+_OUTPUT_AXIS: dict[Any, int] = {
     aten.conv1d.default: 0,
     aten.conv2d.default: 0,
     aten.conv3d.default: 0,
-    aten.conv2d.padding: 0,
     aten.conv1d.padding: 0,
+    aten.conv2d.padding: 0,
+    aten.conv3d.padding: 0,
     aten.linear.default: 0,
     aten.conv_transpose1d.default: 1,
     aten.conv_transpose2d.input: 1,
@@ -29,10 +30,11 @@ _OUTPUT_AXIS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FoldBatchNorm(Pass):
-    """``W' = W·γ/√(σ²+ε)``, ``b' = (b − μ)·γ/√(σ²+ε) + β`` (Jacob et al. 2018, section 3.2).
+    """``W' = W * f``, ``b' = (b - mean) * f + beta``, ``f = gamma / sqrt(variance + eps)``.
 
-    Folds where the layer's result goes nowhere else and both are constant; all other batch-norms
-    stay. The graph is in evaluation mode: the running statistics are what is folded.
+    Jacob et al. 2018, section 3.2. Folds where the layer's result goes nowhere else and both are
+    constant; all other batch-norms stay. The graph is in evaluation mode: the running statistics
+    are what is folded.
     """
 
     def apply(self, graph: fx.GraphModule) -> int:
@@ -52,20 +54,23 @@ def _fold(graph: fx.GraphModule, norm: fx.Node) -> bool:
     layer = norm.args[0]
     if not isinstance(layer, fx.Node) or len(layer.users) != 1:
         return False
-    axis = _OUTPUT_AXIS.get(layer.target)  # type: ignore[arg-type]
+    axis = _OUTPUT_AXIS.get(layer.target)
     weight_node = layer.args[1] if len(layer.args) > 1 else None
     weight = constant(graph, weight_node)
-    if axis is None or weight is None or len(weight_node.users) != 1:  # type: ignore[union-attr]
+    if axis is None or weight is None or not isinstance(weight_node, fx.Node):
         return False
+    if readers(graph, weight_node) != 1:
+        return False  # a weight that another layer shares
     if layer.target is aten.linear.default and _rank(norm) != 2:
         return False  # batch-norm counts channels on dimension 1, a linear layer on the last
+    bias_node = _bias(layer)
     statistics = _statistics(graph, norm)
-    if statistics is None:
+    if statistics is None or (bias_node is not None and constant(graph, bias_node) is None):
         return False
     factor, shift = statistics
-    groups = _groups(layer)
-    set_constant(graph, str(weight_node.target), _scaled(weight, factor, axis, groups))  # type: ignore[union-attr]
-    _set_bias(graph, layer, str(weight_node.target), factor, shift)  # type: ignore[union-attr]
+    path = str(weight_node.target)
+    set_constant(graph, path, _scaled(weight, factor, axis, _groups(layer)))
+    _set_bias(graph, layer, path, factor, shift)
     norm.replace_all_uses_with(layer)
     graph.graph.erase_node(norm)
     return True
@@ -90,41 +95,45 @@ def _statistics(graph: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor] |
 
 
 def _scaled(weight: Tensor, factor: Tensor, axis: int, groups: int) -> Tensor:
-    if axis == 1 and groups > 1:  # transposed: (in, out / groups, …), channels run group by group
-        parts = weight.detach().double().unflatten(0, (groups, -1))
-        shape = [groups, 1, -1] + [1] * (weight.dim() - 2)
-        return (parts * factor.view(shape)).flatten(0, 1).to(weight.dtype)
-    shape = [1] * weight.dim()
-    shape[axis] = -1
-    return (weight.detach().double() * factor.view(shape)).to(weight.dtype)
+    exact = weight.detach().double()
+    ones = [1] * (weight.dim() - 2)
+    if axis == 0:
+        return (exact * factor.view(-1, 1, *ones)).to(weight.dtype)
+    # Transposed: (in, out / groups, ...), and the channels run group by group.
+    parts = exact.reshape(groups, -1, *exact.shape[1:])
+    scaled = parts * factor.view(groups, 1, -1, *ones)
+    return scaled.reshape(exact.shape).to(weight.dtype)
 
 
 def _set_bias(
     graph: fx.GraphModule, layer: fx.Node, weight_path: str, factor: Tensor, shift: Tensor
 ) -> None:
-    node: Any = layer.args[2] if len(layer.args) > 2 else layer.kwargs.get("bias")
-    bias = constant(graph, node)
-    dtype = constant(graph, layer.args[1]).dtype  # type: ignore[union-attr]
+    node = _bias(layer)
+    bias, weight = constant(graph, node), constant(graph, layer.args[1])
+    assert weight is not None  # the caller has just set it
     folded = shift if bias is None else bias.detach().double() * factor + shift
-    if node is not None and len(node.users) == 1:
-        set_constant(graph, str(node.target), folded.to(dtype))
+    if bias is not None and readers(graph, node) == 1:
+        set_constant(graph, str(node.target), folded.to(weight.dtype))
         return
     path = f"{weight_path.rpartition('.')[0]}.bias".lstrip(".")
-    if node is not None or path == weight_path:
+    if path == weight_path or has_constant(graph, path):
         path = f"{weight_path}_folded_bias"
-    new = add_constant(graph, path, folded.to(dtype), before=layer)
+    new = add_constant(graph, path, folded.to(weight.dtype), before=layer)
     if "bias" in layer.kwargs:
         layer.update_kwarg("bias", new)
     else:
         layer.args = (*layer.args[:2], new, *layer.args[3:])
 
 
+def _bias(layer: fx.Node) -> Any:
+    return layer.args[2] if len(layer.args) > 2 else layer.kwargs.get("bias")
+
+
 def _groups(layer: fx.Node) -> int:
-    position = 6
     if layer.target is aten.linear.default:
         return 1
-    value = layer.args[position] if len(layer.args) > position else layer.kwargs.get("groups", 1)
-    return int(value)  # type: ignore[arg-type]
+    given: Any = layer.args[6] if len(layer.args) > 6 else layer.kwargs.get("groups", 1)
+    return int(given)
 
 
 def _rank(node: fx.Node) -> int:

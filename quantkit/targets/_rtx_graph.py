@@ -154,10 +154,6 @@ def load(path: Path) -> tuple[ModelProto, bool]:
     return model, changed
 
 
-def _is_activation(source: Source) -> bool:
-    return source.dequantize is not None and not source.dequantize.constant
-
-
 class GraphReader:
     """Answers questions about one ONNX graph."""
 
@@ -170,6 +166,18 @@ class GraphReader:
                 for value in node.attribute:
                     if value.type == AttributeProto.TENSOR:
                         self._stored[node.output[0]] = value.t
+        self._constant = self._constants()
+
+    def _constants(self) -> set[str]:
+        """The tensors that depend on what is stored alone, and never on the model's inputs."""
+        constant = set(self._stored)
+        for node in self.nodes:
+            read = [name for name in node.input if name]
+            # What moves values says with its further inputs where to, not what.
+            read = read[:1] if node.op_type in COMMUTING else read
+            if read and constant.issuperset(read):
+                constant.update(output for output in node.output if output)
+        return constant
 
     @cached_property
     def compute_nodes(self) -> tuple[ComputeNode, ...]:
@@ -211,15 +219,28 @@ class GraphReader:
             return Source(dequantize=found, constant=found.constant, through=through)
         if node.op_type in COMMUTING:
             return self.source(node.input[0], (*through, label(node)))
-        before = [self.source(name) for name in node.input if name]
-        if node.op_type == "Concat" and all(s.dequantize is not None for s in before):
-            return Source(dequantize=before[0].dequantize, through=(*through, label(node)))
+        if node.op_type == "Concat" and all(self._dequantizer(name) for name in node.input):
+            first = self.source(node.input[0]).dequantize
+            return Source(dequantize=first, through=(*through, label(node)))
+        behind = node.op_type not in COMPUTE and any(map(self._is_activation, node.input))
         return Source(
-            constant=bool(before) and all(s.constant for s in before),
-            blocker=label(node),
-            behind=node.op_type not in COMPUTE and any(_is_activation(s) for s in before),
-            through=through,
+            constant=tensor in self._constant, blocker=label(node), behind=behind, through=through
         )
+
+    def _dequantizer(self, tensor: str) -> NodeProto | None:
+        """The DequantizeLinear that ``source`` would find; all of a Concat's inputs need one."""
+        while (node := self._producers.get(tensor)) is not None:
+            if node.op_type == "DequantizeLinear":
+                return node
+            joined = node.op_type == "Concat" and all(map(self._dequantizer, node.input))
+            if not joined and node.op_type not in COMMUTING:
+                return None
+            tensor = node.input[0]
+        return None
+
+    def _is_activation(self, tensor: str) -> bool:
+        dequantizer = self._dequantizer(tensor)
+        return dequantizer is not None and dequantizer.input[0] not in self._constant
 
     def _dtype(self, tensor: str) -> str:
         stored = self._stored.get(tensor)
@@ -246,7 +267,7 @@ class GraphReader:
             granularity=granularity,
             axis=self._axis_after(axis, rank, through),
             rank=rank,
-            constant_scale=self.source(node.input[1]).constant,
+            constant_scale=node.input[1] in self._constant,
             constant=constant,
         )
 
@@ -256,7 +277,7 @@ class GraphReader:
         producer = self._producers.get(tensor)
         if producer is not None and producer.op_type == "QuantizeLinear":
             tensor = producer.input[0]
-        return self._stored.get(tensor), self.source(tensor).constant
+        return self._stored.get(tensor), tensor in self._constant
 
     def _axis_after(
         self, axis: int | None, rank: int | None, through: tuple[str, ...]

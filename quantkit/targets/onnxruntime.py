@@ -6,7 +6,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +35,10 @@ class OnnxRuntime(Target):
     """ONNX Runtime with its CPU execution provider.
 
     Attributes:
-        exact: sum 8-bit products without saturation on x86 processors that have no VNNI, slower
-            (the session option ``session.x64quantprecision``). Nothing changes on others.
+        exact: compute what the file says, slower: sum 8-bit products without saturation on x86
+            processors that have no VNNI (the session option ``session.x64quantprecision``), and
+            leave activations in float where only the weight is quantized (by default
+            ``MatMulNBits`` rounds them to 8 bits in blocks).
         threads: how many threads one model may use; ``None`` lets ONNX Runtime choose.
         cpu: the kind of processor it will be deployed on, see ``quantkit.hardware.named_cpu``.
 
@@ -132,8 +134,13 @@ class OnnxRuntime(Target):
             ModelFileError: the file is not there, or is no ONNX file.
             TargetError: it does not load, or fails on a batch.
         """
+        run = self.opened(model)
+        return [run(batch) for batch in batches]
+
+    def opened(self, model: Path) -> Callable[[Feed], list[np.ndarray]]:
+        """The model loaded once: a function from one batch of named inputs to its outputs."""
         session = self._open(model)
-        return [_run(session, model, batch) for batch in batches]
+        return lambda batch: _run(session, model, batch)
 
     def _open(self, model: Path, **options: str) -> Any:
         """A session on a file."""
@@ -148,6 +155,7 @@ class OnnxRuntime(Target):
             options.intra_op_num_threads = self.threads
         if self.exact:
             options.add_session_config_entry("session.x64quantprecision", "1")
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         for key, value in entries.items():
             options.add_session_config_entry(f"session.{key}", value)
         return options

@@ -1,0 +1,121 @@
+"""The arguments and options of the commands, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", show_default=False, help="A .pt2 file, or package.module:factory."
+    ),
+]
+Onnx = Annotated[
+    Path, typer.Argument(metavar="MODEL.onnx", show_default=False, help="The quantized ONNX file.")
+]
+RecipeArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[NAME|FILE]",
+        show_default=False,
+        help="A recipe to show, or a YAML file to validate.",
+    ),
+]
+OnnxOutput = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", metavar="OUT.onnx", show_default=False, help="The ONNX file to write."
+    ),
+]
+EngineOutput = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", metavar="ENGINE", show_default=False, help="The file to deploy."
+    ),
+]
+RecipeOption = Annotated[
+    str,
+    typer.Option("--recipe", metavar="NAME|FILE", help="A recipe; quantkit recipes lists them."),
+]
+CalibrationData = Annotated[
+    Path | None, typer.Option("--data", metavar="DATA.yaml", help="Calibration data.")
+]
+ComparisonData = Annotated[
+    Path | None, typer.Option("--data", metavar="DATA.yaml", help="What to compare on.")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", metavar="FILE", help="Weights: .safetensors, or a state_dict of torch.save."
+    ),
+]
+InputShape = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-shape",
+        metavar="SHAPE",
+        help="Where no data is needed: 1,3,32,32 or ids=1,128:int64; once for each input.",
+    ),
+]
+Static = Annotated[
+    bool, typer.Option("--static", help="Fix every dimension; else the first may vary.")
+]
+AnyTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="NAME",
+        help="Refuse at once what it cannot run: tensorrt_rtx, onnxruntime.",
+    ),
+]
+OneTarget = Annotated[
+    str,
+    typer.Option("--target", metavar="NAME", help="Where it is to run: or onnxruntime."),
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option("--gpu", metavar="CC|NAME", help="The GPU of the target: 8.6, A40, RTX 4090 …"),
+]
+Cpu = Annotated[
+    str, typer.Option("--cpu", metavar="KIND", help="Processor to deploy to: auto (this), avx2 …")
+]
+Form = Annotated[
+    Literal["tensorrt", "onnxruntime"] | None,
+    typer.Option(
+        "--form",
+        metavar="FORM",
+        show_default=False,
+        help="How Q/DQ is written, if not as the target wants: tensorrt, onnxruntime.",
+    ),
+]
+SavePlan = Annotated[
+    Path | None,
+    typer.Option("--save-plan", metavar="PLAN.json", help="Write what is quantized, and why."),
+]
+SaveState = Annotated[
+    Path | None,
+    typer.Option("--save", metavar="FILE", help="Write parameters and grids, as safetensors."),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="Compare with it: .pt2, package.module:factory, or a float .onnx.",
+    ),
+]
+MinSqnr = Annotated[
+    float | None, typer.Option("--min-sqnr", metavar="DB", help="Fail where an output has less.")
+]
+MinAgreement = Annotated[
+    float | None,
+    typer.Option(
+        "--min-agreement", metavar="SHARE", help="Fail where fewer predictions agree: 0.99."
+    ),
+]
+Layers = Annotated[bool, typer.Option("--layers", help="List every layer.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version.")]

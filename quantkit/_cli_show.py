@@ -1,0 +1,231 @@
+"""What commands print: tables for people on standard output, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from quantkit.interfaces import Finding, Inspection, Severity
+
+if TYPE_CHECKING:
+    from quantkit.checking import CheckReport
+    from quantkit.graph.plan import Placement
+    from quantkit.onnx.parity import OutputParity
+    from quantkit.recipe import Recipe
+
+_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+class Screen:
+    """Where one command prints: nothing but its JSON, or everything else."""
+
+    def __init__(self, stream: TextIO, as_json: bool) -> None:
+        self._stream = stream
+        self._as_json = as_json
+        self._console = Console(file=stream, highlight=False, quiet=as_json)
+
+    def json(self, value: Any) -> None:
+        """Print ``value``, if JSON is wanted."""
+        if self._as_json:
+            print(json.dumps(value, indent=2), file=self._stream)
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """One line of text; nothing in it is markup."""
+        self._console.print(Text(text, style=style))
+
+    def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A table; the last column takes the room that is left."""
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for index, title in enumerate(head):
+            # Names are folded, never cut: people copy them from here.
+            table.add_column(title, overflow="fold", ratio=1 if index == len(head) - 1 else None)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self._console.print(table)
+
+    def findings(self, findings: Iterable[Finding], *, every_one: bool = True) -> None:
+        """Where, why, and below it what to do; or of each rule the first, and where else."""
+        groups: dict[tuple[str, ...], list[Finding]] = defaultdict(list)
+        for finding in findings:
+            own = (finding.where, finding.why) if every_one else ()
+            groups[finding.severity, finding.code, finding.fix, *own].append(finding)
+        for first, *others in groups.values():
+            text = Text(f"{first.severity}[{first.code}]", style=_STYLES[first.severity])
+            text.append(f" {first.where}: {first.why}", style="not bold default")
+            self._console.print(text)
+            if others:
+                self.line(f"  Also {_listed([finding.where for finding in others])}", "dim")
+            self.line(f"  Fix: {first.fix}", "dim")
+
+    def coverage(self, inspection: Inspection, *, every_layer: bool) -> None:
+        """How many layers run in what, and why not in low precision; or each layer."""
+        layers = inspection.layers
+        self.line(f"Runs on {inspection.target}", "bold")
+        if every_layer:
+            head = ("layer", "operator", "runs in", "why")
+            self.table(head, ((x.node, x.op_type, x.precision, x.reason) for x in layers))
+        else:
+            groups = _grouped(((x.op_type, x.precision, x.reason), x.node) for x in layers)
+            self.table(("layers", "operator", "runs in", "why"), groups)
+        left = len(layers) - inspection.planned
+        also = f"; {count(left, 'layer')} left in float" if left else ""
+        planned = count(inspection.planned, "quantized layer")
+        self.line(f"In low precision: {inspection.covered} of {planned}{also}")
+
+    def parity(self, outputs: Sequence[OutputParity], batches: int) -> None:
+        """How far each output is from the reference's."""
+        if not outputs:
+            return
+        self.line()
+        self.line(f"Beside the reference, over {batches} batches, in ONNX Runtime", "bold")
+        rows = [
+            (
+                f"{o.sqnr:.1f} dB",
+                f"{o.largest:.3g}",
+                "-" if o.agreement is None else f"{o.agreement:.2%}",
+                o.name,
+            )
+            for o in outputs
+        ]
+        self.table(("SQNR", "largest difference", "predictions agree", "output"), rows)
+
+    def checked(self, report: CheckReport, *, every_layer: bool) -> None:
+        """Findings first, then coverage and parity, then the verdict."""
+        self.json(json.loads(report.to_json()))
+        self.findings(report.findings, every_one=every_layer)
+        if report.findings:
+            self.line()
+        self.coverage(report.coverage, every_layer=every_layer)
+        self.parity(report.outputs, report.batches)
+        self.line()
+        errors = sum(finding.severity is Severity.ERROR for finding in report.findings)
+        if report.ok:
+            self.line(f"ok: {report.model} has no errors", "bold green")
+        else:
+            self.line(f"not ok: {report.model} has {count(errors, 'error')}", "bold red")
+
+    def built(
+        self, inspection: Inspection, output: Path, written: int, *, every_layer: bool
+    ) -> None:
+        """What a target wrote, and how it runs."""
+        layers = [asdict(layer) for layer in inspection.layers]
+        findings = [asdict(finding) for finding in inspection.findings]
+        self.json({"output": str(output), "bytes": written, "target": inspection.target,
+                   "seconds": inspection.seconds, "planned": inspection.planned,
+                   "covered": inspection.covered, "layers": layers, "findings": findings,
+                   })  # fmt: skip
+        self.findings(inspection.findings, every_one=every_layer)
+        self.coverage(inspection, every_layer=every_layer)
+        self.line(f"Wrote {output}: {size(written)}, built in {inspection.seconds:.1f} s.", "green")
+
+    def quantized(
+        self,
+        plan: Placement,
+        recipe: Recipe,
+        *,
+        output: Path,
+        form: str,
+        bytes_before: int,
+        bytes_after: int,
+        seconds: float,
+    ) -> None:
+        """How many layers are quantized, what is float and why, and what was written."""
+        self.json({"output": str(output), "bytes": bytes_after, "float_bytes": bytes_before,
+                   "recipe": recipe.name, "form": form, "seconds": seconds,
+                   "plan": json.loads(plan.to_json())})  # fmt: skip
+        layers = [d for d in plan.decisions if d.kind != "add"]
+        left = [d for d in layers if not d.quantized]
+        self.line(f"{len(plan.quantized)} of {count(len(layers), 'layer')} quantized", "bold")
+        for name, spec in _formats(recipe).items():
+            self.line(f"  {name}: {spec}")
+        if left:
+            groups = _grouped(((d.kind, "float", d.reason), d.op) for d in left)
+            self.table(("layers", "operator", "runs in", "why"), groups)
+        for text in plan.unused:
+            self.line(f"warning: the override {text} matched no layer", _STYLES["warning"])
+        self.line(
+            f"Wrote {output}: {size(bytes_after)}; the float weights take {size(bytes_before)}, "
+            f"{bytes_before / bytes_after:.1f} times that.",
+            "green",
+        )
+        runtime = "onnxruntime" if form == "onnxruntime" else "tensorrt_rtx"
+        self.line(f"Next: quantkit check {output} --target {runtime}", "dim")
+
+    def recipes(self, known: Sequence[Recipe]) -> None:
+        """Every recipe, and what it is for."""
+        self.json([{"name": r.name, "description": r.description} for r in known])
+        self.table(("recipe", "what it is for"), ((r.name, r.description) for r in known))
+
+    def recipe(self, recipe: Recipe, against: Mapping[str, Sequence[Finding]]) -> None:
+        """One recipe as YAML, and what follows from it."""
+        kinds = {scheme.kind for scheme in recipe.schemes()}
+        calibrated = any(scheme.activations is not None for scheme in recipe.schemes())
+        self.json({"name": recipe.name, **recipe.model_dump(mode="json", exclude={"name"}),
+                   "kinds": sorted(kinds), "needs_data": calibrated,
+                   "targets": {t: [asdict(f) for f in found] for t, found in against.items()},
+                   })  # fmt: skip
+        self.line(f"# {recipe.name}", "bold")
+        self._console.print(Text(recipe.to_yaml()), soft_wrap=True)  # to be copied as it is
+        for name, spec in _formats(recipe).items():
+            self.line(f"{name}: {spec}")
+        self.line(f"calibration data: {'needed' if calibrated else 'not needed'}")
+        for target, found in against.items():
+            errors = [f for f in found if f.severity is Severity.ERROR]
+            verdict = "refuses it" if errors else "runs it, with warnings" if found else "runs it"
+            self.line(f"{target}: {verdict}")
+            self.findings(found)
+
+
+def _formats(recipe: Recipe) -> dict[str, str]:
+    """Weights and activations of the recipe's own scheme, in words."""
+    scheme = recipe.scheme.scheme()
+    parts = {"weights": scheme.weights, "activations": scheme.activations}
+    return {name: "float" if spec is None else str(spec) for name, spec in parts.items()}
+
+
+@contextmanager
+def screen(as_json: bool) -> Iterator[Screen]:
+    """The screen of a command; what others print meanwhile goes to standard error."""
+    stream = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield Screen(stream, as_json)
+
+
+def count(number: int, noun: str) -> str:
+    """``1 layer``, ``2 layers``.
+
+    Example:
+        >>> count(1, "error"), count(0, "error")
+        ('1 error', '0 errors')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def size(number: int) -> str:
+    """Bytes for people, such as ``1.2 MB``."""
+    return decimal(number)
+
+
+def _grouped(layers: Iterable[tuple[tuple[str, str, str], str]]) -> Iterator[tuple[str, ...]]:
+    """Layers that run alike and for one reason, together; those with a reason are named."""
+    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for kind, name in layers:
+        groups[kind].append(name)
+    for (operator, precision, reason), names in groups.items():
+        yield str(len(names)), operator, precision, reason and f"{reason} ({_listed(names)})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,280 @@
+"""``check`` and ``build``: is an ONNX file what it says, on the target and beside its reference?"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantkit import plugins
+from quantkit.comparing import NotRunError, Reference, compare
+from quantkit.errors import DataError
+from quantkit.interfaces import Finding, Inspection, LayerCoverage, Severity, Target
+from quantkit.onnx.facts import FileFacts
+from quantkit.onnx.lint import lint
+from quantkit.onnx.parity import OutputParity
+
+#: A share of the largest value: rounding in float differs less than this, saturated sums more.
+SAME = 1e-4
+
+_ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What ``check`` found out about a file.
+
+    Attributes:
+        model: the file.
+        target: what it was checked for, such as ``tensorrt_rtx (SM86)``.
+        recipe: the recipe that made it; ``None`` where the file does not tell.
+        layers: how each compute layer runs there, in graph order.
+        findings: what is wrong or slow, the worst first.
+        outputs: how far each output is from the reference's; empty where there was none.
+        batches: how many batches were compared.
+        seconds: how long the target took to build it.
+    """
+
+    model: str
+    target: str
+    recipe: str | None
+    layers: tuple[LayerCoverage, ...]
+    findings: tuple[Finding, ...]
+    outputs: tuple[OutputParity, ...]
+    batches: int
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is an error."""
+        return not any(f.severity is Severity.ERROR for f in self.findings)
+
+    @property
+    def coverage(self) -> Inspection:
+        """The layers alone, with their counts."""
+        return Inspection(target=self.target, layers=self.layers, seconds=self.seconds)
+
+    def to_json(self) -> str:
+        """Every field, and ``ok``; ``null`` where a figure is not finite (no noise, or NaN)."""
+        return json.dumps(_plain({"ok": self.ok, **asdict(self)}))
+
+    def __str__(self) -> str:
+        """The verdict, the findings, coverage and parity, a line each."""
+        verdict = "ok" if self.ok else "not ok"
+        lines = [f"{self.model} on {self.target}: {verdict}"]
+        lines += [str(finding) for finding in self.findings]
+        counts = self.coverage
+        lines.append(
+            f"{counts.covered} of {counts.planned} layers that the file quantizes run in low "
+            f"precision, of {len(self.layers)} layers in all"
+        )
+        return "\n".join(lines + [_told(output) for output in self.outputs])
+
+
+def build(
+    model: Path | str, output: Path | str, target: str | Target = "tensorrt_rtx"
+) -> Inspection:
+    """Write the file that ``target`` deploys, and tell how each layer of it runs.
+
+    Raises:
+        ModelFileError: there is no such model file.
+        TargetError: the target refuses the model, or ``output`` cannot be written.
+        MissingDependencyError: the target's SDK is not installed.
+    """
+    path = Path(model)
+    inspection = find_target(target).build(path, Path(output))
+    return replace(inspection, layers=_with_reasons(inspection.layers, FileFacts.of(path)))
+
+
+def check(
+    model: Path | str,
+    target: str | Target = "tensorrt_rtx",
+    *,
+    reference: Reference | None = None,
+    data: Iterable[Any] | None = None,
+    min_sqnr: float | None = None,
+    min_agreement: float | None = None,
+) -> CheckReport:
+    """Tell what is wrong or slow about a quantized ONNX file, before it is deployed.
+
+    The file is linted, then built by the target, which tells how each layer runs. With a
+    reference and data it is also run in ONNX Runtime, batch by batch, and compared.
+
+    Args:
+        model: the ONNX file.
+        target: a name or a target with its options.
+        reference: the float model (a module, a program of ``torch.export`` or an ONNX file), or
+            the ``QuantizedModel``, whose outputs the file should repeat.
+        data: batches, as for ``quantize``.
+        min_sqnr: an error where an output has less, in dB.
+        min_agreement: an error where predictions agree in less than this share, from 0 to 1.
+
+    Raises:
+        ModelFileError: there is no such file, or it is no ONNX file.
+        DataError: the data do not fit, or only one of ``reference`` and ``data`` is given.
+        TargetError: a model fails on the data.
+        MissingDependencyError: the target's SDK is not installed.
+    """
+    _consistent(reference, data, min_sqnr, min_agreement)
+    path, place = Path(model), find_target(target)
+    findings = lint(path, place.form)
+    facts = FileFacts.of(path)
+    inspection = place.inspect(path)
+    findings += [*inspection.findings, *_unused(facts)]
+    outputs: tuple[OutputParity, ...] = ()
+    count = 0
+    if reference is not None and data is not None:
+        try:
+            outputs, count = compare(path, reference, data)
+        except NotRunError as error:
+            findings.append(_not_run(path, str(error)))
+        findings += [f for o in outputs for f in judge(o, min_sqnr, min_agreement)]
+    # The linter and the target may tell of one thing: the first to tell is kept.
+    unique: dict[tuple[str, str], Finding] = {}
+    for finding in findings:
+        unique.setdefault((finding.code, finding.where), finding)
+    return CheckReport(
+        model=str(path),
+        target=inspection.target,
+        recipe=facts.recipe,
+        layers=_with_reasons(inspection.layers, facts),
+        findings=tuple(sorted(unique.values(), key=lambda f: _ORDER[f.severity])),
+        outputs=outputs,
+        batches=count,
+        seconds=inspection.seconds,
+    )
+
+
+def find_target(target: str | Target) -> Target:
+    """A target by its name, with its own defaults.
+
+    Raises:
+        RecipeError: there is no such target.
+
+    Example:
+        >>> find_target("onnxruntime").form
+        'onnxruntime'
+    """
+    return plugins.find("targets", target, Target)() if isinstance(target, str) else target
+
+
+def judge(
+    output: OutputParity, min_sqnr: float | None = None, min_agreement: float | None = None
+) -> list[Finding]:
+    """What is wrong with one output's figures.
+
+    Example:
+        >>> near = OutputParity(
+        ...     name="y", sqnr=12.0, largest=1.0, agreement=0.9, default_mode=0.0
+        ... )
+        >>> [finding.code for finding in judge(near, min_sqnr=20.0, min_agreement=0.9)]
+        ['low-sqnr']
+    """
+
+    def error(code: str, why: str, fix: str) -> Finding:
+        return Finding(severity=Severity.ERROR, code=code, where=output.name, why=why, fix=fix)
+
+    if math.isnan(output.sqnr):
+        why = "The file puts out NaN or infinity where the reference does not, or the reversed."
+        return [error("output-not-finite", why, "Run `quantkit check` on each part to find where.")]
+    found: list[Finding] = []
+    closer = "Calibrate with more or other data, or leave sensitive layers in float."
+    if min_sqnr is not None and output.sqnr < min_sqnr:
+        found.append(error("low-sqnr", f"SQNR {output.sqnr:.1f} dB is under {min_sqnr:g}.", closer))
+    if min_agreement is not None and output.agreement is None:
+        why = "It is no row of scores for each input, so predictions cannot be compared."
+        found.append(error("no-agreement", why, "Set a least SQNR instead of a least agreement."))
+    elif min_agreement is not None and (output.agreement or 0.0) < min_agreement:
+        why = f"Predictions agree in {output.agreement:.2%}, under {min_agreement:.2%}."
+        found.append(error("low-agreement", why, closer))
+    if output.default_mode > SAME:
+        found.append(_saturates(output))
+    return found
+
+
+def _saturates(output: OutputParity) -> Finding:
+    return Finding(
+        severity=Severity.WARNING,
+        code="default-mode-differs",
+        where=output.name,
+        why=f"ONNX Runtime's default mode is off by {output.default_mode:.1%} of the largest: "
+        "16-bit sums saturate on this processor, or float activations of weight-only layers are "
+        "rounded.",
+        fix="Set session.x64quantprecision and session.qdq_matmulnbits_accuracy_level to 1 (exact, "
+        "slower); against saturation, the recipe int8_cpu.",
+    )
+
+
+def _not_run(path: Path, why: str) -> Finding:
+    return Finding(
+        severity=Severity.ERROR,
+        code="parity-not-run",
+        where=path.name,
+        why=f"It could not be compared: {why.rstrip('.')}.",
+        fix="Export it again in the form for ONNX Runtime to compare it on a CPU.",
+    )
+
+
+def _consistent(
+    reference: Reference | None,
+    data: Iterable[Any] | None,
+    min_sqnr: float | None,
+    min_agreement: float | None,
+) -> None:
+    if (reference is None) != (data is None):
+        missing = "reference" if reference is None else "data"
+        raise DataError(f"parity needs a reference and data, and {missing} is missing; give both")
+    if data is None and (min_sqnr is not None or min_agreement is not None):
+        raise DataError(
+            "min_sqnr and min_agreement judge a comparison; give reference and data as well"
+        )
+    if min_agreement is not None and not 0.0 <= min_agreement <= 1.0:
+        raise DataError(
+            f"min_agreement is a share from 0 to 1, got {min_agreement}; write 0.99 for 99 %"
+        )
+
+
+def _unused(facts: FileFacts) -> list[Finding]:
+    """Overrides of the recipe that matched no layer."""
+    return [
+        Finding(
+            severity=Severity.WARNING,
+            code="unused-override",
+            where=f"recipe {facts.recipe}",
+            why=f"The override {text} matched no layer.",
+            fix="Correct its pattern; `quantkit check --layers` lists the layers.",
+        )
+        for text in (facts.plan.unused if facts.plan else ())
+    ]
+
+
+def _with_reasons(layers: Iterable[LayerCoverage], facts: FileFacts) -> tuple[LayerCoverage, ...]:
+    """The plan knows why a layer was left in float; a target sees only that it is."""
+    decisions = {d.op: d for d in facts.plan.decisions} if facts.plan else {}
+
+    def explain(layer: LayerCoverage) -> LayerCoverage:
+        decision = decisions.get(facts.layer_of.get(layer.node, layer.node))
+        if layer.quantized or decision is None or decision.quantized:
+            return layer
+        return replace(layer, reason=decision.reason)
+
+    return tuple(explain(layer) for layer in layers)
+
+
+def _told(output: OutputParity) -> str:
+    agreement = "" if output.agreement is None else f", predictions agree in {output.agreement:.2%}"
+    return (
+        f"{output.name}: SQNR {output.sqnr:.1f} dB, off by {output.largest:.3g} at most{agreement}"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,143 @@
+"""Runs an ONNX file beside the model that it was made of, and measures how far they are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from quantkit import data as batches_of
+from quantkit.errors import DataError, TargetError
+from quantkit.graph.capture import capture
+from quantkit.model import QuantizedModel
+from quantkit.onnx.facts import FileFacts
+from quantkit.onnx.parity import OutputParity, ParityMeter
+from quantkit.progress import track
+from quantkit.targets.onnxruntime import OnnxRuntime
+
+#: What a file may be compared with: a model, or the path of a float ONNX file.
+Reference: TypeAlias = nn.Module | torch.export.ExportedProgram | Path | str
+
+#: One call of a model, with inputs by order and by name.
+Run: TypeAlias = Callable[[tuple[Tensor, ...], dict[str, Tensor]], list[np.ndarray]]
+
+
+class NotRunError(Exception):
+    """The file does not load in ONNX Runtime: a finding, not a failure of the check."""
+
+
+def compare(
+    path: Path, reference: Reference, data: Iterable[Any]
+) -> tuple[tuple[OutputParity, ...], int]:
+    """The outputs of a file beside those of its reference, and over how many batches.
+
+    Batches stream: none is kept. The file runs in ONNX Runtime's exact mode, and in its default
+    mode beside it.
+
+    Raises:
+        NotRunError: the file does not load in ONNX Runtime.
+        DataError: the data do not fit the reference or the file.
+        TargetError: the file fails on the data.
+    """
+    facts = FileFacts.of(path)
+    try:
+        exact, default = OnnxRuntime(exact=True).opened(path), OnnxRuntime().opened(path)
+    except TargetError as error:
+        raise NotRunError(str(error)) from error
+    meters = [ParityMeter(name) for name in facts.outputs]
+    count = 0
+    with _runner(reference) as run:
+        for args, kwargs in track(batches_of.as_batches(data), "comparing"):
+            wanted = run(args, kwargs)
+            feed = _feed(args, kwargs, facts.inputs)
+            for meter, *values in _matched(meters, wanted, exact(feed), default(feed)):
+                meter.update(*values)
+            count += 1
+    return tuple(meter.result() for meter in meters), count
+
+
+def _matched(
+    meters: list[ParityMeter], wanted: list[np.ndarray], exact: list[Any], default: list[Any]
+) -> Iterator[tuple[Any, ...]]:
+    if len(wanted) != len(meters):
+        raise DataError(
+            f"the reference puts out {len(wanted)} tensors, the file {len(meters)} "
+            f"({', '.join(m.name for m in meters)}); give the model that the file was made of"
+        )
+    for meter, want, *got in zip(meters, wanted, exact, default, strict=True):
+        if want.shape != got[0].shape:
+            raise DataError(
+                f"output {meter.name}: the reference has shape {want.shape}, the file "
+                f"{got[0].shape}; give the model that the file was made of"
+            )
+        yield meter, want, *got
+
+
+def _feed(
+    args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """One batch by the names of the file's inputs."""
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if len(args) > len(names) or set(given) != set(names):
+        listed = ", ".join([*(f"input {i}" for i in range(len(args))), *kwargs])
+        raise DataError(
+            f"data has the inputs {listed}; the file takes {', '.join(names)}; name them alike"
+        )
+    return {name: value.detach().cpu().numpy() for name, value in given.items()}
+
+
+@contextmanager
+def _runner(reference: Reference) -> Iterator[Run]:
+    """Call any reference alike; a module is in evaluation mode meanwhile."""
+    if isinstance(reference, str | Path):
+        names = FileFacts.of(Path(reference)).inputs
+        run = OnnxRuntime(exact=True).opened(Path(reference))
+        yield lambda args, kwargs: run(_feed(args, kwargs, names))
+        return
+    module, names = _callable(reference)
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield lambda args, kwargs: _call(module, names, args, kwargs)
+    finally:
+        module.train(modes[module])  # a QuantizedModel switches its graph as well
+        for part, training in modes.items():
+            part.training = training
+
+
+def _callable(
+    reference: nn.Module | torch.export.ExportedProgram,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A module, and the names of its inputs that are given by order."""
+    if isinstance(reference, torch.export.ExportedProgram):
+        captured = capture(reference, ())
+        return captured.module, captured.input_names[: len(captured.args)]
+    if isinstance(reference, QuantizedModel):
+        captured = reference.capture
+        return reference, captured.input_names[: len(captured.args)]
+    return reference, ()
+
+
+def _call(
+    module: nn.Module,
+    names: tuple[str, ...],
+    args: tuple[Tensor, ...],
+    kwargs: dict[str, Tensor],
+) -> list[np.ndarray]:
+    args, kwargs = batches_of.bind_inputs(args, kwargs, names)
+    try:
+        outputs = module(*args, **kwargs)
+    except (TypeError, RuntimeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"the reference model fails on the data: {' '.join(str(error).split())[:300]}; give "
+            "data with the inputs that it takes"
+        ) from error
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return [leaf.detach().double().cpu().numpy() for leaf in leaves]

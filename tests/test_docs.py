@@ -1,0 +1,91 @@
+"""What the documentation says can be done is done here, as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import demo
+import pytest
+from digits import DigitsNet, load_digits_data
+
+from quantkit import plugins
+from quantkit.cli import main
+from quantkit.errors import MissingDependencyError
+from quantkit.recipe import parse_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    file.relative_to(ROOT).as_posix()
+    for file in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"))
+]
+
+
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Language and content of each fenced block, in order."""
+    yield from re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """The arguments of each line of a shell block that calls quantkit."""
+    lines = (shlex.split(line, comments=True) for line in block.splitlines())
+    yield from (words[1:] for words in lines if words and words[0] == "quantkit")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_example_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if "demo-out/digits.pt2" in text:
+        (tmp_path / "demo-out").mkdir()
+        demo.save_inputs(DigitsNet().eval(), load_digits_data(), tmp_path / "demo-out")
+    names: dict[str, object] = {"__name__": page}
+    try:
+        for language, block in blocks(text):
+            if language == "python":
+                exec(compile(block, page, "exec"), names)
+            elif language == "yaml" and (title := re.match(r"# (\S+\.yaml)\n", block)):
+                Path(title[1]).write_text(block, encoding="utf-8")
+            elif language == "bash":
+                for arguments in commands(block):
+                    code = main(arguments)
+                    if code == MissingDependencyError.exit_code:
+                        pytest.skip(f"quantkit {arguments[0]} needs an SDK that is not here")
+                    assert code == 0, f"quantkit {shlex.join(arguments)}"
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file(page: str) -> None:
+    folder = (ROOT / page).parent
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
+def test_recipes_named_in_tables_are_there(page: str) -> None:
+    named = re.findall(
+        r"^\| `(int\w+)` \|", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert named
+    assert set(named) <= set(plugins.names("recipes"))
+
+
+def test_recipes_in_yaml_blocks_are_valid() -> None:
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    found = [block for language, block in blocks(text) if language == "yaml"]
+    assert found
+    for block in found:
+        parse_recipe(block, name="mine")
+
+
+def test_keys_of_recipes_are_all_explained() -> None:
+    from quantkit.recipe import Override, PlacementChoice, Recipe, TensorChoice
+
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    for kind in (Recipe, TensorChoice, PlacementChoice, Override):
+        for key in set(kind.model_fields) - {"name"}:
+            assert re.search(rf"`(scheme\.)?{key}[`.]", text), f"{kind.__name__}.{key}"
