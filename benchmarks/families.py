@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +20,9 @@ Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 Inputs = tuple[Tensor, ...]
 
 _TOKENS, _SEQUENCE, _LONGEST = 256, 24, 64
+_IMAGE = 32
+#: Not among the arguments of every configuration that takes it, says mypy.
+_LABELS: dict[str, Any] = {"num_labels": 16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Family:
 
     Attributes:
         name: short, for tests and file names.
-        title: as its paper writes it, with what is particular to it.
+        title: as its paper writes it.
+        what: what is particular to it, and its size here.
         build: the untrained model of the transformers package.
         sample: random inputs of a batch size.
         dynamic_shapes: of which inputs which dimensions may vary.
@@ -39,6 +42,7 @@ class Family:
 
     name: str
     title: str
+    what: str
     build: Callable[[], nn.Module]
     sample: Callable[[int, torch.Generator], Inputs]
     dynamic_shapes: tuple[dict[int, Any], ...]
@@ -92,7 +96,7 @@ def _bert() -> nn.Module:
 
     config = BertConfig(
         vocab_size=_TOKENS, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=128, max_position_embeddings=_LONGEST, num_labels=16,
+        intermediate_size=128, max_position_embeddings=_LONGEST, **_LABELS,
     )  # fmt: skip
     return BertForSequenceClassification(config)
 
@@ -101,8 +105,8 @@ def _vit() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        image_size=32, patch_size=8, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=128, num_labels=16,
+        image_size=_IMAGE, patch_size=8, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=128, **_LABELS,
     )  # fmt: skip
     return ViTForImageClassification(config)
 
@@ -112,7 +116,7 @@ def _resnet() -> nn.Module:
 
     config = ResNetConfig(
         embedding_size=64, hidden_sizes=[64, 128], depths=[2, 2], layer_type="bottleneck",
-        num_labels=16,
+        **_LABELS,
     )  # fmt: skip
     return ResNetForImageClassification(config)
 
@@ -120,15 +124,18 @@ def _resnet() -> nn.Module:
 def _mobilenet_v2() -> nn.Module:
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
-    config = MobileNetV2Config(image_size=32, depth_multiplier=1.0, num_labels=16)
-    return MobileNetV2ForImageClassification(config)
+    model = MobileNetV2ForImageClassification(MobileNetV2Config(image_size=_IMAGE, **_LABELS))
+    # The first block of each stage, and two of those that repeat it with a residual add.
+    blocks = model.mobilenet_v2.layer
+    model.mobilenet_v2.layer = nn.ModuleList(blocks[i] for i in (0, 1, 2, 3, 5, 9, 12, 15))
+    return model
 
 
 def _convnext() -> nn.Module:
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
     config = ConvNextConfig(
-        image_size=32, hidden_sizes=[64, 128], depths=[2, 2], num_stages=2, num_labels=16
+        image_size=_IMAGE, hidden_sizes=[64, 128], depths=[2, 2], num_stages=2, **_LABELS
     )
     return ConvNextForImageClassification(config)
 
@@ -137,8 +144,8 @@ def _swin() -> nn.Module:
     from transformers import SwinConfig, SwinForImageClassification
 
     config = SwinConfig(
-        image_size=32, patch_size=4, embed_dim=64, depths=[2, 2], num_heads=[2, 4], window_size=4,
-        num_labels=16,
+        image_size=_IMAGE, patch_size=4, embed_dim=64, depths=[2, 2], num_heads=[2, 4],
+        window_size=4, **_LABELS,
     )  # fmt: skip
     return SwinForImageClassification(config)
 
@@ -160,13 +167,13 @@ def _whisper() -> nn.Module:
 
     config = WhisperConfig(
         d_model=64, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=128,
-        num_mel_bins=80, max_source_positions=32, vocab_size=_TOKENS,
+        num_mel_bins=80, max_source_positions=32,
     )  # fmt: skip
     return WhisperEncoder(config)
 
 
-def _images(size: int, batch: int, generator: torch.Generator) -> Inputs:
-    return (torch.randn(batch, 3, size, size, generator=generator),)
+def _images(batch: int, generator: torch.Generator) -> Inputs:
+    return (torch.randn(batch, 3, _IMAGE, _IMAGE, generator=generator),)
 
 
 def _spectrogram(batch: int, generator: torch.Generator) -> Inputs:
@@ -188,34 +195,66 @@ def _profile(names: tuple[str, ...], *rest: tuple[int, int, int]) -> dict[str, P
     return dict.fromkeys(names, sizes)
 
 
-def _image_family(name: str, title: str, build: Callable[[], nn.Module], size: int) -> Family:
-    fixed = (size, size, size)
+def _image_family(
+    name: str, title: str, build: Callable[[], nn.Module], what: str, slow: bool = False
+) -> Family:
+    fixed = (_IMAGE, _IMAGE, _IMAGE)
     return Family(
-        name=name, title=title, build=build, sample=partial(_images, size),
+        name=name, title=title, what=what, build=build, sample=_images, slow=slow,
         dynamic_shapes=({0: Dim.DYNAMIC},),
         profile=_profile(("pixel_values",), (3, 3, 3), fixed, fixed),
     )  # fmt: skip
 
 
-def _text_family(name: str, title: str, build: Callable[[], nn.Module]) -> Family:
+def _text_family(name: str, title: str, build: Callable[[], nn.Module], what: str) -> Family:
     dims = {0: Dim("batch"), 1: Dim("sequence", max=_LONGEST)}
     names = ("input_ids", "attention_mask")
     return Family(
-        name=name, title=title, build=build, sample=_tokens, dynamic_shapes=(dims, dims),
-        profile=_profile(names, (8, _SEQUENCE, _LONGEST)),
+        name=name, title=title, what=what, build=build, sample=_tokens,
+        dynamic_shapes=(dims, dims), profile=_profile(names, (8, _SEQUENCE, _LONGEST)),
     )  # fmt: skip
 
 
 FAMILIES = (
-    _text_family("bert", "BERT", _bert),
-    _image_family("vit", "ViT", _vit, 32),
-    _image_family("resnet", "ResNet", _resnet, 32),
-    _image_family("mobilenet_v2", "MobileNetV2", _mobilenet_v2, 32),
-    _image_family("convnext", "ConvNeXt", _convnext, 32),
-    _image_family("swin", "Swin", _swin, 32),
-    _text_family("llama", "Llama", _llama),
+    _text_family(
+        "bert", "BERT", _bert,
+        "Two layers of width 64, 2 heads, pooler and classifier; batch and sequence dynamic, and a "
+        "padding mask.",
+    ),
+    _image_family(
+        "vit", "ViT", _vit,
+        "Two layers of width 64, 2 heads; patches of 8 x 8 by a convolution, a class token.",
+    ),
+    _image_family(
+        "resnet", "ResNet", _resnet,
+        "Two stages of two bottleneck blocks, 64 and 128 channels; batch-norm is folded, the "
+        "projection and identity shortcuts are read in INT8 by the fused add.",
+    ),
+    _image_family(
+        "mobilenet_v2", "MobileNetV2", _mobilenet_v2,
+        "Of each stage one block, of two a second one with its residual add; depthwise "
+        "convolutions, ReLU6, padding as TensorFlow has it.",
+    ),
+    _image_family(
+        "convnext", "ConvNeXt", _convnext,
+        "Two stages of two blocks, 64 and 128 channels; depthwise 7 x 7, channels last from there "
+        "on for LayerNorm and linear layers, a learned scale on each block.",
+    ),
+    _image_family(
+        "swin", "Swin", _swin,
+        "Two stages of two blocks, 64 and 128 channels; attention in windows of 4 x 4, every "
+        "second one shifted and masked, with a relative position bias; patch merging.",
+        slow=True,
+    ),
+    _text_family(
+        "llama", "Llama", _llama,
+        "A decoder without cache: two layers of width 64, 4 heads of queries on 2 of keys and "
+        "values, rotary positions, RMSNorm, gated SiLU; batch and sequence dynamic, causal and "
+        "padding mask.",
+    ),
     Family(
         name="whisper_encoder", title="Whisper encoder", build=_whisper, sample=_spectrogram,
+        what="Two layers of width 64, 2 heads, behind two one-dimensional convolutions with GELU.",
         dynamic_shapes=({0: Dim.DYNAMIC},),
         profile=_profile(("input_features",), (80, 80, 80), (64, 64, 64)),
     ),

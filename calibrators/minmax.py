@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quantkit.interfaces import Calibrator
+from quantkit.numerics import row_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class MinMax(Calibrator):
 
     def update(self, state: Mapping[str, Tensor], samples: Tensor) -> None:
         """Widen the range; a NaN stays in it, so that it is reported."""
-        low, high = torch.aminmax(samples, dim=1)
+        low, high = row_range(samples)
         state["minimum"].copy_(torch.minimum(state["minimum"], low))
         state["maximum"].copy_(torch.maximum(state["maximum"], high))
 

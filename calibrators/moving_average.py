@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quantkit.interfaces import Calibrator
+from quantkit.numerics import row_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class MovingAverage(Calibrator):
         first = minimum > maximum  # a tensor, not a bool: nothing waits for the device
         batches = state["batches"].add_(1)
         weight = 1.0 / batches if self.momentum is None else self.momentum
-        for bound, newest in zip((minimum, maximum), torch.aminmax(samples, dim=1), strict=True):
+        for bound, newest in zip((minimum, maximum), row_range(samples), strict=True):
             moved = bound + weight * (newest - bound)
             bound.copy_(torch.where(first, newest, moved))
 

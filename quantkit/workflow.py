@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantkit import data, hardware, numerics, plugins
 from quantkit.errors import DataError, RecipeError
@@ -28,6 +28,10 @@ from quantkit.progress import track
 from quantkit.recipe import PlugIn, Recipe, read_recipe
 
 T = TypeVar("T")
+
+#: Calibration runs so many samples at a time, whatever batches it is given: a mean over batches'
+#: ranges then does not depend on their size, and memory is that of few samples.
+SAMPLES_AT_A_TIME = 8
 
 
 def quantize(
@@ -159,7 +163,8 @@ def prepare(
 def calibrate(model: QuantizedModel, calibration: Iterable[Any]) -> None:
     """Run batches through the float model and give every activation its grid.
 
-    Batches stream: none is kept.
+    Batches stream: none is kept. They run in parts of ``SAMPLES_AT_A_TIME``, so that how the data
+    are batched (in multiples of it) changes nothing.
 
     Raises:
         DataError: no batch, or one of the wrong shape or type, or with NaN or infinity.
@@ -175,7 +180,8 @@ def calibrate(model: QuantizedModel, calibration: Iterable[Any]) -> None:
                 args, kwargs, captured.args, captured.kwargs, index,
                 dynamic_dims=captured.dynamic_dims,
             )  # fmt: skip
-            model(*args, **kwargs)
+            for part_args, part_kwargs in _parts(args, kwargs, model):
+                model(*part_args, **part_kwargs)
     for quantizer in quantizers:
         quantizer.calibrate()
     for quantizer in model.of_role("weight"):
@@ -238,6 +244,22 @@ def _plugin(folder: str, choice: PlugIn, base: type[T]) -> T:
             f"{choice.name} does not take the settings {choice.settings}: {error}; "
             f"see the fields of {kind.__module__}.{kind.__name__}"
         ) from error
+
+
+def _parts(
+    args: tuple[Any, ...], kwargs: dict[str, Any], model: QuantizedModel
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """A batch in parts of a few samples, where the model takes any number of them."""
+    sizes = {x.shape[0] for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim()}
+    if 0 not in model.capture.dynamic_dims or len(sizes) != 1:
+        yield args, kwargs
+        return
+    for start in range(0, sizes.pop(), SAMPLES_AT_A_TIME):
+        part = slice(start, start + SAMPLES_AT_A_TIME)
+        yield (
+            tuple(x[part] if isinstance(x, Tensor) else x for x in args),
+            {name: x[part] if isinstance(x, Tensor) else x for name, x in kwargs.items()},
+        )
 
 
 @contextmanager

@@ -47,7 +47,9 @@ class Net:
         self, kind: Kind, name: str, *inputs: str, shape: Shape | None = None, **fields: Any
     ) -> str:
         """An operator whose output has the shape of its first input, if none is given."""
-        self.values[name] = Value(name=name, shape=self.shape(inputs[0]) if shape is None else shape)
+        self.values[name] = Value(
+            name=name, shape=self.shape(inputs[0]) if shape is None else shape
+        )
         self.ops.append(Op(name=name, kind=kind, inputs=inputs, output=name, **fields))
         return name
 

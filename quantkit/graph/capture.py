@@ -234,7 +234,7 @@ def _bind(
 
 
 def _for_graph(shapes: Any, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Shapes as the captured graph takes them: a tuple, without ``*args`` and ``**kwargs``."""
+    """Shapes as the captured graph takes them: a tuple, with ``*args`` spread out."""
     names = list(_bind(model, args, kwargs))
     if isinstance(shapes, Mapping):
         named = dict(shapes)
@@ -242,10 +242,11 @@ def _for_graph(shapes: Any, model: nn.Module, args: tuple[Any, ...], kwargs: dic
         named = dict(zip(names, shapes, strict=False))
     else:
         return shapes
-    variadic = {p.kind: name for name, p in inspect.signature(model.forward).parameters.items()}
+    parameters = inspect.signature(model.forward).parameters
     flat: list[Any] = []
     for name in _bind(model, args, {}, partial=True):
-        several = name == variadic.get(inspect.Parameter.VAR_POSITIONAL)
-        flat.extend(named.get(name) or ()) if several else flat.append(named.get(name))
-    others = named.get(variadic.get(inspect.Parameter.VAR_KEYWORD, "")) or {}
-    return (*flat, *(named.get(name, others.get(name)) for name in kwargs))
+        if parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            flat.extend(named.get(name) or ())
+        else:
+            flat.append(named.get(name))
+    return (*flat, *(named.get(name) for name in kwargs))

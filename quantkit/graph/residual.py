@@ -41,7 +41,7 @@ def reason_for_float_add(add: Op, graph: Graph) -> str | None:
 
 
 def _convolution_before(name: str, graph: Graph) -> Op | None:
-    while len(graph.consumers[name]) == 1 :
+    while len(graph.consumers[name]) == 1 and name not in graph.outputs:
         producer = graph.producer.get(name)
         if producer is None or producer.kind is Kind.CONV:
             return producer

@@ -185,13 +185,18 @@ _GAIN: tuple[Rule, ...] = (
 )
 
 
+#: What may stand before the first convolution: moves, padding, and normalizing the input.
+_BEFORE_STEM = frozenset({Kind.MOVE, Kind.PAD, Kind.SLICE, Kind.ADD, Kind.MUL, Kind.POINTWISE})
+
+
 def _is_stem(op: Op, graph: Graph) -> bool:
-    """Whether a convolution reads the model's input, at most moved or padded."""
+    """Whether a convolution reads the model's input, at most moved, padded or normalized."""
     name = op.inputs[0]
     while (producer := graph.producer.get(name)) is not None:
-        if producer.kind not in {Kind.MOVE, Kind.PAD, Kind.SLICE} or not producer.inputs:
+        variable = [n for n in producer.inputs if not graph.values[n].constant]
+        if producer.kind not in _BEFORE_STEM or len(variable) != 1:
             return False
-        name = producer.inputs[0]
+        name = variable[0]
     return True
 
 

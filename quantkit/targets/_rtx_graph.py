@@ -159,7 +159,9 @@ class GraphReader:
 
     def __init__(self, model: ModelProto) -> None:
         self.nodes = tuple(model.graph.node)
-        self._producers = {output: node for node in self.nodes for output in node.output if output}
+        self._producers: dict[str, NodeProto] = {
+            output: node for node in self.nodes for output in node.output if output
+        }
         self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
         for node in self.nodes:
             if node.op_type == "Constant":

@@ -58,6 +58,13 @@ def why_float(node: ComputeNode, capability: str) -> tuple[str, str]:
     for reason in (_by_operator(node, capability), _by_operands(node), _by_grids(node)):
         if reason is not None:
             return reason
+    if node.quantized_weight and node.left.dequantize is None:
+        # Seen with Swin: without its bias the same layer is dequantized inside the product.
+        return (
+            "the builder dequantizes its weight in a kernel of its own, to fuse the product with "
+            "its bias",
+            f"Quantize its activations as well ({_PTQ}), or accept a float product.",
+        )
     return (
         "the builder chose a kernel in float for this shape",
         "Leave the layer in float, or pad its channels to a multiple of 16.",
