@@ -145,16 +145,9 @@ def first_output(outputs: object) -> Tensor:
 
 
 _COLUMNS = (
-    "model",
-    "layers",
-    "in INT8",
-    "in float",
-    "simulation to float",
-    "ONNX Runtime to simulation",
-    "TensorRT-RTX runs in INT8",
-    "INT8 attention",
-    "weight-only",
-)
+    "model", "layers", "in INT8", "in float", "simulation to float", "ONNX Runtime to simulation",
+    "TensorRT-RTX runs in INT8", "INT8 attention", "weight-only",
+)  # fmt: skip
 
 
 def render(results: Mapping[str, Result], weight_only: Mapping[str, Result]) -> str:

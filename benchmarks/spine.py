@@ -97,11 +97,9 @@ def deployed(path: Path, *, exact: bool) -> Callable[..., Tensor]:
 
 
 def coverage(path: Path, gpu: str = "8.6") -> dict[str, Any]:
-    """What the TensorRT-RTX builder runs in INT8 of what the file asks for, and why not the rest."""
-    shapes = {
-        "input_ids": ((1, 16), (8, 64), (32, 256)),
-        "attention_mask": ((1, 16), (8, 64), (32, 256)),
-    }
+    """What the TensorRT-RTX builder runs in INT8 of the file's layers, and why not the rest."""
+    profile = ((1, 16), (8, 64), (32, 256))
+    shapes = {"input_ids": profile, "attention_mask": profile}
     target = TensorRTRTX(
         compute_capability=gpu, progress=False, shapes=shapes if "minilm" in path.name else None
     )

@@ -148,8 +148,7 @@ def prepare(
         warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", FutureWarning)
         module = copy.deepcopy(captured.module)
     functionalize(module)
-    if recipe.placement.attention and any(s.activations is not None for s in recipe.schemes()):
-        split_attention(module)
+    split_attention(module)
     for name in recipe.passes:
         plugins.find("passes", name, Pass)().apply(module)
     description = describe(module)

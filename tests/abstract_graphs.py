@@ -105,3 +105,30 @@ def grid_of(plan: Placement, op: str, index: int = 0) -> str | None:
     found = [t.grid for t in plan.tensors if Edge(op, index) in t.edges]
     assert len(found) <= 1, f"{op}[{index}] has {len(found)} quantizers"
     return found[0] if found else None
+
+
+def basic_block(*, project: str | None = None, norms: bool = True) -> Net:
+    """ReLU before and behind; the projection is computed ``first`` or ``last``."""
+    net = Net(x=IMAGE)
+
+    def conv(name: str, x: str, kernel: int = 3) -> str:
+        y = net.conv(name, x, kernel=kernel)
+        return net.op(Kind.BATCH_NORM, f"{name}.bn", y) if norms else y
+
+    x = net.op(Kind.RELU, "in", conv("stem", "x"))
+    skip = conv("project", x, 1) if project == "first" else x
+    y = net.op(Kind.RELU, "mid", conv("conv1", x))
+    y = conv("conv2", y)
+    skip = conv("project", x, 1) if project == "last" else skip
+    out = net.op(Kind.RELU, "out", net.op(Kind.ADD, "add", y, skip))
+    net.linear("fc", net.op(Kind.MOVE, "flat", out, shape=(None, 2048)))
+    return net
+
+
+def branches(**shape: Any) -> Net:
+    net = Net(x=IMAGE)
+    stem = net.op(Kind.RELU, "stem_relu", net.conv("stem", "x"))
+    one = net.op(Kind.RELU, "one_relu", net.conv("one", stem))
+    two = net.op(Kind.RELU, "two_relu", net.conv("two", stem))
+    net.conv("mix", net.op(Kind.CONCAT, "cat", one, two, stem, shape=(None, 96, 8, 8)))
+    return net

@@ -70,7 +70,7 @@ def test_every_planned_layer_runs_in_int8_and_onnx_runtime_agrees(
     assert result.fused == result.attentions == ATTENTIONS.get(family.name, 0)
 
 
-@families("convnext", "swin", "llama")
+@families("convnext", "swin")
 def test_weight_only_quantizes_the_linear_layers_alone(family: Family, tmp_path: Path) -> None:
     result = measure(family, tmp_path, recipe="int8_weight_only", forms=("tensorrt",))
 

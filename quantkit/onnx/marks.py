@@ -15,7 +15,6 @@ import torch.onnx.ops
 from torch import Tensor, fx
 
 from quantkit.fake_quantize import FakeQuantize
-from quantkit.graph.attention import split_attention
 from quantkit.model import LAYER
 
 DOMAIN = "quantkit"
@@ -55,11 +54,7 @@ def marked(module: fx.GraphModule) -> fx.GraphModule:
             with graph.inserting_before(copied):
                 named = graph.call_function(mark, (copied.args[1], "", name))
             copied.update_arg(1, named)
-    result = fx.GraphModule(module, graph)
-    # Attention that is left whole: the exporter's own decomposition of it loses a copy, and with
-    # it the strides that a later view needs (seen with Swin and torch 2.13).
-    split_attention(result)
-    return result
+    return fx.GraphModule(module, graph)
 
 
 def _replace(graph: fx.Graph, node: fx.Node, grid: str) -> None:
