@@ -197,7 +197,7 @@ def quantize(
     """The steps of ``quantkit.quantize``, each shown while it runs."""
     from torch import nn
 
-    from quantkit.data import as_batches
+    from quantkit.batches import as_batches
     from quantkit.workflow import calibrate, prepare, round_weights
 
     args, kwargs = _examples(shapes)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from quantkit import data as batches_of
+from quantkit import batches as batches_of
 from quantkit.errors import DataError, TargetError
 from quantkit.graph.capture import capture
 from quantkit.model import QuantizedModel

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from quantkit import data, hardware, numerics, plugins
+from quantkit import batches, hardware, numerics, plugins
 from quantkit.errors import DataError, RecipeError
 from quantkit.fake_quantize import FakeQuantize
 from quantkit.graph.aten import describe
@@ -71,24 +71,24 @@ def quantize(
         ('0', '2')
     """
     resolved = resolve_recipe(recipe, target=target, cpu=cpu)
-    batches = calibration
+    samples = calibration
     if example_inputs is None and example_kwargs is None:
         if calibration is None:
             raise DataError(
                 "neither example_inputs nor calibration batches were given; pass one of them"
             )
-        example_inputs, example_kwargs, batches = _first_batch(calibration)
+        example_inputs, example_kwargs, samples = _first_batch(calibration)
     prepared = prepare(
         model, resolved, example_inputs=example_inputs or (), example_kwargs=example_kwargs,
         dynamic_shapes=dynamic_shapes,
     )  # fmt: skip
     if any(True for _ in prepared.of_role("activation")):
-        if batches is None:
+        if samples is None:
             raise DataError(
                 f"recipe {resolved.name} quantizes activations and needs calibration data; pass "
                 "calibration=batches, or use a weight-only recipe"
             )
-        calibrate(prepared, batches)
+        calibrate(prepared, samples)
     round_weights(prepared)
     return prepared
 
@@ -171,11 +171,11 @@ def calibrate(model: QuantizedModel, calibration: Iterable[Any]) -> None:
     quantizers = list(model.of_role("activation"))
     captured = model.capture
     total = len(calibration) if isinstance(calibration, Sized) else None
-    batches = track(data.as_batches(calibration), "calibrating", total=total)
+    calls = track(batches.as_batches(calibration), "calibrating", total=total)
     with _observing(model, quantizers), torch.no_grad():
-        for index, batch in enumerate(batches):
-            args, kwargs = data.bind_inputs(*batch, captured.input_names[: len(captured.args)])
-            data.check_batch(
+        for index, batch in enumerate(calls):
+            args, kwargs = batches.bind_inputs(*batch, captured.input_names[: len(captured.args)])
+            batches.check_batch(
                 args, kwargs, captured.args, captured.kwargs, index,
                 dynamic_dims=captured.dynamic_dims,
             )  # fmt: skip
@@ -296,7 +296,7 @@ def _first_batch(
     calibration: Iterable[Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any], Iterable[Any]]:
     """The first batch as example inputs, and all batches, also of an iterator read once."""
-    source = data.as_batches(calibration)
+    source = batches.as_batches(calibration)
     first = next(source)
     args, kwargs = first
     if not isinstance(calibration, Iterator):

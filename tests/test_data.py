@@ -17,15 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from quantkit.data import (
-    DataSpec,
-    Transform,
-    as_batches,
-    bind_inputs,
-    check_batch,
-    load_data_spec,
-)
+from quantkit.batches import as_batches, bind_inputs, check_batch
+from quantkit.data import DataSpec, load_data_spec
 from quantkit.errors import DataError
+from quantkit.transform import Transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
