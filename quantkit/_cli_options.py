@@ -7,6 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
+from quantkit.hardware import named_cpu
+
+
+def _known_cpu(name: str) -> str:
+    """Refuse an unknown kind also where the recipe would not ask for it."""
+    if name != "auto":
+        named_cpu(name)
+    return name
+
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -80,7 +90,13 @@ Gpu = Annotated[
     typer.Option("--gpu", metavar="CC|NAME", help="The GPU of the target: 8.6, A40, RTX 4090 …"),
 ]
 Cpu = Annotated[
-    str, typer.Option("--cpu", metavar="KIND", help="Processor to deploy to: auto (this), avx2 …")
+    str,
+    typer.Option(
+        "--cpu",
+        metavar="KIND",
+        callback=_known_cpu,
+        help="Processor to deploy to: auto (this), avx2 …",
+    ),
 ]
 Form = Annotated[
     Literal["tensorrt", "onnxruntime"] | None,

@@ -68,6 +68,11 @@ class Screen:
                 self.line(f"  Also {_listed([finding.where for finding in others])}", "dim")
             self.line(f"  Fix: {first.fix}", "dim")
 
+    def warnings(self, findings: Iterable[Finding]) -> None:
+        """A line each on standard error, whatever is printed on standard output."""
+        for finding in findings:
+            print(finding, file=sys.stderr)
+
     def coverage(self, inspection: Inspection, *, every_layer: bool) -> None:
         """How many layers run in what, and why not in low precision; or each layer."""
         layers = inspection.layers
@@ -87,8 +92,9 @@ class Screen:
         """How far each output is from the reference's."""
         if not outputs:
             return
+        told = f"{batches} {'batch' if batches == 1 else 'batches'}"
         self.line()
-        self.line(f"Beside the reference, over {batches} batches, in ONNX Runtime", "bold")
+        self.line(f"Beside the reference, over {told}, in ONNX Runtime", "bold")
         rows = [
             (
                 f"{o.sqnr:.1f} dB",
@@ -139,10 +145,14 @@ class Screen:
         bytes_before: int,
         bytes_after: int,
         seconds: float,
+        warnings: Sequence[Finding] = (),
     ) -> None:
         """How many layers are quantized, what is float and why, and what was written."""
+        lacking = _lacking(plan)
+        self.warnings(lacking)
+        told = [asdict(finding) for finding in (*warnings, *lacking)]
         self.json({"output": str(output), "bytes": bytes_after, "float_bytes": bytes_before,
-                   "recipe": recipe.name, "form": form, "seconds": seconds,
+                   "recipe": recipe.name, "form": form, "seconds": seconds, "warnings": told,
                    "plan": json.loads(plan.to_json())})  # fmt: skip
         layers = [d for d in plan.decisions if d.kind != "add"]
         left = [d for d in layers if not d.quantized]
@@ -152,8 +162,6 @@ class Screen:
         if left:
             groups = _grouped(((d.kind, "float", d.reason), d.op) for d in left)
             self.table(("layers", "operator", "runs in", "why"), groups)
-        for text in plan.unused:
-            self.line(f"warning: the override {text} matched no layer", _STYLES["warning"])
         self.line(
             f"Wrote {output}: {size(bytes_after)}; the float weights take {size(bytes_before)}, "
             f"{bytes_before / bytes_after:.1f} times that.",
@@ -185,6 +193,36 @@ class Screen:
             verdict = "refuses it" if errors else "runs it, with warnings" if found else "runs it"
             self.line(f"{target}: {verdict}")
             self.findings(found)
+
+
+def _lacking(plan: Placement) -> list[Finding]:
+    """What a user who sees the exit code alone would miss: nothing quantized, a vain override."""
+    found = [
+        Finding(
+            severity=Severity.WARNING,
+            code="unused-override",
+            where=f"recipe {plan.recipe}",
+            why=f"The override {text} matched no layer.",
+            fix="Correct its pattern; without --json, quantize lists what is float and why.",
+        )
+        for text in plan.unused
+    ]
+    if not plan.quantized:
+        groups: dict[str, list[str]] = defaultdict(list)
+        for decision in plan.decisions:
+            if decision.kind != "add":
+                groups[decision.reason].append(decision.op)
+        reasons = [f"{reason} ({_listed(names)})" for reason, names in groups.items()]
+        none = "it has no convolution, linear layer or matrix product"
+        nothing = Finding(
+            severity=Severity.WARNING,
+            code="nothing-quantized",
+            where="model",
+            why=f"Nothing is quantized, the file is the float model: {'; '.join(reasons) or none}.",
+            fix="Change what the reasons name in the recipe, or deploy the float model.",
+        )
+        found.insert(0, nothing)
+    return found
 
 
 def _formats(recipe: Recipe) -> dict[str, str]:

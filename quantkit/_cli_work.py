@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import typer
 
 from quantkit import plugins
-from quantkit.errors import DataError, ExportError, ModelFileError, QuantkitError, TargetError
+from quantkit.errors import (
+    DataError,
+    ExportError,
+    ModelFileError,
+    QuantkitError,
+    RecipeError,
+    TargetError,
+)
 from quantkit.hardware import compute_capability
-from quantkit.interfaces import ExportForm, Finding, Target
+from quantkit.interfaces import ExportForm, Finding, Severity, Target
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +84,27 @@ def accepted_recipe(
             "DATA.yaml, or --recipe int8_weight_only"
         )
     return recipe
+
+
+def require_form(recipe: Recipe, form: ExportForm) -> None:
+    """Refuse, before any work, a grid that the form has no way to write."""
+    if form != "tensorrt":
+        return
+    specs = [spec for s in recipe.schemes() for spec in (s.weights, s.activations) if spec]
+    asymmetric = next((spec for spec in specs if not spec.symmetric), None)
+    if asymmetric is not None:
+        raise RecipeError(
+            f"recipe {recipe.name}: {asymmetric} has no form that TensorRT takes (it wants "
+            "zero-point 0); use --recipe int8_ptq, or --form onnxruntime"
+        )
+
+
+def warnings_of(recipe: Recipe, target: Target | None, form: ExportForm, cpu: str) -> list[Finding]:
+    """What the target runs other than the recipe says; without one, the target of the form."""
+    if target is None:
+        target = make_target("onnxruntime" if form == "onnxruntime" else "tensorrt_rtx", None, cpu)
+    found = target.refusals(recipe.schemes())
+    return [finding for finding in found if finding.severity is Severity.WARNING]
 
 
 def needs_data(recipe: Recipe) -> bool:

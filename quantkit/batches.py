@@ -81,6 +81,66 @@ def _leaf(value: object, index: int, name: object) -> Tensor:
     return value
 
 
+def regroup(calls: Iterable[Call], size: int, batched: AbstractSet[int | str]) -> Iterator[Call]:
+    """The same samples in calls of ``size`` each, whatever calls they come in; the last is smaller.
+
+    Args:
+        calls: checked, all of one form.
+        size: samples a call.
+        batched: the inputs, by position or name, whose first dimension counts samples. The others
+            (one row of positions, say) are handed on as they are.
+
+    Calls of other shapes (longer sentences, say) are not joined with those before them.
+
+    Example:
+        >>> calls = [((torch.zeros(3, 2),), {}), ((torch.zeros(2, 2),), {})]
+        >>> [args[0].shape[0] for args, _ in regroup(calls, 4, {0})]
+        [4, 1]
+    """
+    if not batched:
+        yield from calls
+        return
+    rest: dict[int | str, Tensor] | None = None
+    for args, kwargs in calls:
+        pairs: list[tuple[int | str, Tensor]] = [*enumerate(args), *kwargs.items()]
+        call = dict(pairs)
+        if rest is not None:
+            if _alike(rest, call, batched):
+                call = {k: torch.cat([rest[k], x]) if k in batched else x for k, x in call.items()}
+            else:
+                yield _call(rest)
+        count = next((x.shape[0] for k, x in call.items() if k in batched), 0)
+        whole = count - count % size
+        for start in range(0, whole, size):
+            yield _call(_cut(call, slice(start, start + size), batched))
+        rest = _cut(call, slice(whole, count), batched) if whole < count else None
+    if rest is not None:
+        yield _call(rest)
+
+
+def _alike(
+    first: Mapping[int | str, Tensor],
+    second: Mapping[int | str, Tensor],
+    batched: AbstractSet[int | str],
+) -> bool:
+    """Whether two calls differ in nothing but their samples."""
+    return all(
+        x.shape[1:] == second[k].shape[1:] if k in batched else torch.equal(x, second[k])
+        for k, x in first.items()
+    )
+
+
+def _cut(
+    call: Mapping[int | str, Tensor], part: slice, batched: AbstractSet[int | str]
+) -> dict[int | str, Tensor]:
+    return {k: x[part] if k in batched else x for k, x in call.items()}
+
+
+def _call(inputs: Mapping[int | str, Tensor]) -> Call:
+    args = tuple(x for k, x in inputs.items() if isinstance(k, int))
+    return args, {k: x for k, x in inputs.items() if isinstance(k, str)}
+
+
 def bind_inputs(args: Sequence[Tensor], kwargs: Mapping[str, Tensor], names: Sequence[str]) -> Call:
     """Move inputs given by name to the positions where a model was captured with them.
 

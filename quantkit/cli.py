@@ -113,14 +113,18 @@ def quantize(
         for path in filter(None, (output, save_plan, save)):
             work.require_writable(path)
         chosen = work.accepted_recipe(recipe, place, cpu, data)
+        wanted = form or (chosen.target if place is None else place.form)
+        work.require_form(chosen, wanted)
+        doubts = work.warnings_of(chosen, place, wanted, cpu)
+        show.warnings(doubts)
         source = work.load(model, weights)
         batches = None if data is None else work.open_data(data, source)
         qmodel = work.quantize(source, chosen, batches, shapes, static=static)
-        wanted = form or (chosen.target if place is None else place.form)
         work.write(qmodel, output, wanted, plan=save_plan, state=save)
         show.quantized(
             qmodel.plan, chosen, output=output, form=wanted, bytes_before=work.bytes_of(source),
             bytes_after=work.bytes_on_disk(output), seconds=time.perf_counter() - started,
+            warnings=doubts,
         )  # fmt: skip
 
 
@@ -227,6 +231,7 @@ def _usage(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "quantkit"
     message = str(getattr(error, "format_message", lambda: error)()).rstrip(".")
+    message = message.replace("Value error, ", "")  # of the library that Typer checks values with
     return f"{message}; see {command} --help"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -37,7 +37,7 @@ class QuantizedModel(nn.Module):
     Parameters keep the names that they had in the float model, behind ``graph.``.
 
     Attributes:
-        graph: the captured graph, with its quantizers in ``graph.quantizers``.
+        graph: the captured graph, with its quantizers in it.
         plan: what is quantized, and why; ``print(model.plan)``.
         recipe: every choice that made it.
         capture: example inputs and dynamic shapes, for export.
@@ -63,8 +63,8 @@ class QuantizedModel(nn.Module):
     @property
     def quantizers(self) -> dict[str, FakeQuantize]:
         """The quantizers by the name of their grid."""
-        modules = self.graph.get_submodule("quantizers")
-        return {grid: modules.get_submodule(key_of(grid)) for grid in self.plan.grids}  # type: ignore[misc]
+        modules = next(m for m in self.graph.children() if isinstance(m, Quantizers))
+        return {grid: modules[key] for grid, key in keys_of(self.plan.grids).items()}  # type: ignore[misc]
 
     def of_role(self, role: str) -> Iterator[FakeQuantize]:
         """The quantizers of weights, or those of activations."""
@@ -114,29 +114,48 @@ class QuantizedModel(nn.Module):
         """Write parameters and grids as safetensors; load into a model prepared alike."""
         from safetensors.torch import save_file
 
+        state = {k: v.detach().contiguous().clone() for k, v in self.state_dict().items()}
+        about = {"quantkit.recipe": self.recipe.name, "quantkit.plan": self.plan.to_json()}
         with replacing(Path(path)) as temporary:
-            state = {k: v.detach().contiguous().clone() for k, v in self.state_dict().items()}
-            save_file(state, temporary, metadata={"quantkit.recipe": self.recipe.name})
+            save_file(state, temporary, metadata=about)
 
     def load(self, path: Path | str) -> None:
         """Read what ``save`` wrote.
 
         Raises:
-            ModelFileError: the file is not readable, or is of another model or recipe.
+            ModelFileError: the file is not readable, or is of another model or recipe; the model
+                is then as it was.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            self.load_state_dict(load_file(path))
+            with safe_open(path, framework="pt") as file:
+                about, state = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise ModelFileError(f"{path}: not a safetensors file ({error})") from error
-        except RuntimeError as error:
-            detail = " ".join(str(error).split())[:300]
             raise ModelFileError(
-                f"{path}: made for another model or recipe ({detail}); prepare the same model with "
-                "the same recipe before load"
+                f"{path}: not a safetensors file ({error}); give one that save wrote"
             ) from error
+        if (problem := self._misfit(about, state)) is not None:
+            raise ModelFileError(
+                f"{path}: made for another model or recipe ({problem}); prepare the same model "
+                "with the same recipe before load"
+            )
+        self.load_state_dict(state)
+
+    def _misfit(self, about: Mapping[str, str], state: Mapping[str, Tensor]) -> str | None:
+        """Why a saved state is not one of this model. Grids of other formats have like shapes."""
+        own = self.state_dict()
+        if odd := sorted(own.keys() ^ state.keys()):
+            return f"{odd[0]} is only in {'the file' if odd[0] in state else 'the model'}"
+        for name, value in state.items():
+            if value.shape != own[name].shape:
+                return f"{name} is {tuple(value.shape)} there, {tuple(own[name].shape)} here"
+        if "quantkit.plan" in about:
+            theirs = Placement.from_json(about["quantkit.plan"]).grids
+            for grid, members in self.plan.grids.items():
+                if grid in theirs and theirs[grid][0].spec != members[0].spec:
+                    return f"{grid} is {theirs[grid][0].spec} there, {members[0].spec} here"
+        return None
 
     def __repr__(self) -> str:
         """The plan: what is quantized, what is not, and why."""
@@ -155,10 +174,43 @@ class Layer:
     weight_source: fx.Node
     bias: Tensor | None
 
+    @property
+    def bias_step(self) -> Tensor | None:
+        """``s_x * s_w``, the step of the integer sums that the bias joins; one, or one a channel.
 
-def key_of(grid: str) -> str:
-    """The name of a grid's quantizer among the modules."""
-    return re.sub(r"\W", "_", grid)
+        ``None`` where sums are not of integers, or not of one step: FP8, activations per channel,
+        weights per group, a grouped transposed convolution.
+        """
+        if self.bias is None or self.activation is None or self.weight is None:
+            return None
+        specs = self.activation.spec, self.weight.spec
+        alike = self.weight.scale.numel() in {1, self.bias.numel()}
+        one = self.activation.scale.numel() == 1 and self.weight.scale.dim() < 2
+        if any(spec.is_float for spec in specs) or not (one and alike):
+            return None
+        return self.activation.scale * self.weight.scale
+
+
+class Quantizers(nn.ModuleDict):
+    """The quantizers of a graph, under the keys that ``keys_of`` gives their grids."""
+
+
+def keys_of(grids: Iterable[str]) -> dict[str, str]:
+    """The name of each grid's quantizer among the modules: an identifier of its own.
+
+    Example:
+        >>> keys_of(["fc_1.weight", "fc.1.weight", "values"])
+        {'fc_1.weight': 'fc_1_weight', 'fc.1.weight': 'fc_1_weight_', 'values': 'values_'}
+    """
+    taken = set(dir(nn.ModuleDict()))  # a model's input may be called ``values``
+    keys: dict[str, str] = {}
+    for grid in grids:
+        key = re.sub(r"\W", "_", grid)
+        while key in taken:
+            key += "_"
+        taken.add(key)
+        keys[grid] = key
+    return keys
 
 
 def insert_quantizers(
@@ -168,14 +220,14 @@ def insert_quantizers(
 
     Grids of weights are filled from the weights at once; those of activations by calibration.
     """
-    quantizers = nn.ModuleDict()
-    module.add_submodule("quantizers", quantizers)
+    quantizers, path, keys = Quantizers(), "quantizers", keys_of(plan.grids)
+    while hasattr(module, path):  # the model has one of that name
+        path += "_"
+    module.add_submodule(path, quantizers)
     for grid, members in plan.grids.items():
-        if key_of(grid) in quantizers:
-            raise RuntimeError(f"two grids would share the key {key_of(grid)!r}: {grid!r}")
-        quantizers[key_of(grid)] = _quantizer(module, description, grid, members[0], calibrator)
+        quantizers[keys[grid]] = _quantizer(module, description, grid, members[0], calibrator)
     for tensor in plan.tensors:
-        _insert(module, description, tensor)
+        _insert(module, description, tensor, f"{path}.{keys[tensor.grid]}")
     for decision in plan.decisions:
         if decision.kind in COMPUTE:
             description.node_of_op[decision.op].meta[LAYER] = decision.op
@@ -205,11 +257,13 @@ def _quantizer(
     return FakeQuantize(tensor.spec, shape=shape, observer=observer, name=grid)
 
 
-def _insert(module: fx.GraphModule, description: Description, tensor: QuantizedTensor) -> None:
+def _insert(
+    module: fx.GraphModule, description: Description, tensor: QuantizedTensor, quantizer: str
+) -> None:
     source = description.node_of_value[tensor.tensor]
     graph = module.graph
     with graph.inserting_after(source):
-        quantized = graph.call_module(f"quantizers.{key_of(tensor.grid)}", (source,))
+        quantized = graph.call_module(quantizer, (source,))
     quantized.meta.update({k: v for k, v in source.meta.items() if k in {"val", "nn_module_stack"}})
     for edge in tensor.edges:
         reader = description.node_of_op[edge.op]

@@ -19,7 +19,7 @@ from quantkit.errors import DataError, RecipeError
 from quantkit.fake_quantize import FakeQuantize
 from quantkit.graph.aten import describe
 from quantkit.graph.attention import split_attention
-from quantkit.graph.capture import DynamicShapes, capture
+from quantkit.graph.capture import Capture, DynamicShapes, capture
 from quantkit.graph.functionalize import functionalize
 from quantkit.graph.placement import place
 from quantkit.interfaces import Calibrator, Finding, Pass, Rounding, Severity, Target
@@ -162,29 +162,27 @@ def prepare(
 def calibrate(model: QuantizedModel, calibration: Iterable[Any]) -> None:
     """Run batches through the float model and give every activation its grid.
 
-    Batches stream: none is kept. They run in parts of ``SAMPLES_AT_A_TIME``, so that how the data
-    are batched (in multiples of it) changes nothing.
+    Batches stream: none is kept. ``SAMPLES_AT_A_TIME`` run at a time, however the data are batched,
+    so batching changes no grid.
 
     Raises:
-        DataError: no batch, or one of the wrong shape or type, or with NaN or infinity.
+        DataError: no batch, or one of the wrong shape or type, or with NaN or infinity; the model
+            keeps the grids that it had.
     """
     quantizers = list(model.of_role("activation"))
     captured = model.capture
     total = len(calibration) if isinstance(calibration, Sized) else None
     calls = track(batches.as_batches(calibration), "calibrating", total=total)
     with _observing(model, quantizers), torch.no_grad():
-        for index, batch in enumerate(calls):
-            args, kwargs = batches.bind_inputs(*batch, captured.input_names[: len(captured.args)])
-            batches.check_batch(
-                args, kwargs, captured.args, captured.kwargs, index,
-                dynamic_dims=captured.dynamic_dims,
-            )  # fmt: skip
-            for part_args, part_kwargs in _parts(args, kwargs, model):
-                model(*part_args, **part_kwargs)
-    for quantizer in quantizers:
-        quantizer.calibrate()
-    for quantizer in model.of_role("weight"):
-        quantizer.quantize_values()
+        for args, kwargs in batches.regroup(
+            _checked(calls, captured), SAMPLES_AT_A_TIME, captured.batched
+        ):
+            model(*args, **kwargs)
+        # All grids before any is set: where one cannot be had, the model is left as it was.
+        grids = [(q, q.observer.calculate_qparams()) for q in quantizers if q.observer is not None]
+    for quantizer, qparams in grids:
+        quantizer.set_qparams(qparams)
+    model.simulate()
 
 
 def round_weights(model: QuantizedModel) -> None:
@@ -203,10 +201,18 @@ def round_weights(model: QuantizedModel) -> None:
             weight = evaluate_constant(model.graph, layer.weight_source)
             rounded = rounding.round(weight, layer.weight.qparams)
             if not torch.equal(rounded, layer.weight(weight)):
-                weight.copy_(rounded)
-            if layer.bias is not None and layer.activation is not None:
-                step = layer.activation.scale * layer.weight.scale
+                _set_weight(layer, weight, rounded)
+            if layer.bias is not None and (step := layer.bias_step) is not None:
                 layer.bias.copy_(numerics.round_to_multiple(layer.bias, step))
+
+
+def _set_weight(layer: Layer, weight: Tensor, rounded: Tensor) -> None:
+    if layer.weight_source.op != "get_attr":
+        raise RecipeError(
+            f"{layer.name} computes its weight from others, so no rounding but nearest can be "
+            "kept; set rounding: nearest, or leave the layer in float by an override"
+        )
+    weight.copy_(rounded)
 
 
 def _make_room_for_bias(layer: Layer) -> None:
@@ -215,11 +221,11 @@ def _make_room_for_bias(layer: Layer) -> None:
     That is a channel whose weights are next to nothing beside its bias (a dead channel of a
     depthwise convolution): a coarser weight changes less there than a bias cut short.
     """
-    if layer.bias is None or layer.activation is None or layer.weight is None:
+    if layer.bias is None or layer.bias_step is None:
         return
+    assert layer.activation is not None
+    assert layer.weight is not None
     qparams = layer.weight.qparams
-    if qparams.spec.granularity == "group":
-        return
     least = layer.bias.abs().float() / (layer.activation.scale * 2.0**30)
     if qparams.scale.dim() == 0:
         least = least.max()
@@ -245,20 +251,17 @@ def _plugin(folder: str, choice: PlugIn, base: type[T]) -> T:
         ) from error
 
 
-def _parts(
-    args: tuple[Any, ...], kwargs: dict[str, Any], model: QuantizedModel
+def _checked(
+    calls: Iterable[batches.Call], captured: Capture
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """A batch in parts of a few samples, where the model takes any number of them."""
-    sizes = {x.shape[0] for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim()}
-    if 0 not in model.capture.dynamic_dims or len(sizes) != 1:
+    """Calls with their inputs where the model was captured with them, of the form that it takes."""
+    for index, call in enumerate(calls):
+        args, kwargs = batches.bind_inputs(*call, captured.input_names[: len(captured.args)])
+        batches.check_batch(
+            args, kwargs, captured.args, captured.kwargs, index,
+            dynamic_dims=captured.dynamic_dims,
+        )  # fmt: skip
         yield args, kwargs
-        return
-    for start in range(0, sizes.pop(), SAMPLES_AT_A_TIME):
-        part = slice(start, start + SAMPLES_AT_A_TIME)
-        yield (
-            tuple(x[part] if isinstance(x, Tensor) else x for x in args),
-            {name: x[part] if isinstance(x, Tensor) else x for name, x in kwargs.items()},
-        )
 
 
 @contextmanager
@@ -276,8 +279,9 @@ def _evaluating(model: object) -> Iterator[None]:
 
 @contextmanager
 def _observing(model: QuantizedModel, quantizers: list[FakeQuantize]) -> Iterator[None]:
-    """The float model with observers on, in evaluation mode."""
+    """The float model with observers on, in evaluation mode; afterwards as it was."""
     training = model.training
+    quantizing = {q: q.quantizing for q in model.quantizers.values()}
     model.eval()
     model.simulate(False)
     for quantizer in quantizers:
@@ -287,8 +291,9 @@ def _observing(model: QuantizedModel, quantizers: list[FakeQuantize]) -> Iterato
     try:
         yield
     finally:
-        for quantizer in quantizers:
+        for quantizer, enabled in quantizing.items():
             quantizer.observe(False)
+            quantizer.quantize_values(enabled)
         model.train(training)
 
 

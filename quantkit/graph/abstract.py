@@ -35,6 +35,7 @@ class Kind(StrEnum):
     UPSAMPLE = "upsample"  #: nearest: repeats values
     RESIZE = "resize"  #: interpolates: makes new values
     EMBEDDING = "embedding"
+    RECURRENT = "recurrent"  #: LSTM, GRU, RNN
     OTHER = "other"
 
 

@@ -48,6 +48,7 @@ _NAMES: dict[Kind, str] = {
         "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d grid_sampler"
     ),
     Kind.EMBEDDING: "embedding",
+    Kind.RECURRENT: "lstm gru rnn_tanh rnn_relu",
 }
 _KINDS: dict[str, Kind] = {name: kind for kind, text in _NAMES.items() for name in text.split()}
 

@@ -42,7 +42,7 @@ class Capture:
         args, kwargs: example inputs.
         dynamic_shapes: of ``module``, for ``torch.export.export``.
         input_names: one name per tensor input, in the order of the flattened inputs.
-        dynamic_dims: the dimensions whose size may differ from the examples'.
+        dynamic: by name of input, the dimensions whose size may differ from the example's.
     """
 
     module: fx.GraphModule
@@ -50,7 +50,19 @@ class Capture:
     kwargs: dict[str, Any]
     dynamic_shapes: Any
     input_names: tuple[str, ...]
-    dynamic_dims: frozenset[int]
+    dynamic: dict[str, frozenset[int]]
+
+    @property
+    def dynamic_dims(self) -> frozenset[int]:
+        """The dimensions whose size may differ from the examples', in some input."""
+        return frozenset().union(*self.dynamic.values())
+
+    @property
+    def batched(self) -> frozenset[int | str]:
+        """The inputs, by position or name, whose first dimension counts samples."""
+        keys = [*range(len(self.args)), *self.kwargs]
+        named = zip(keys, self.input_names, strict=False)
+        return frozenset(key for key, name in named if 0 in self.dynamic.get(name, ()))
 
 
 def capture(
@@ -67,8 +79,9 @@ def capture(
             ``torch.export`` made.
         args: example positional inputs; a tuple.
         kwargs: example keyword inputs.
-        dynamic_shapes: ``"batch"``: the first dimension of every input may vary; ``None``: every
-            shape is fixed; else what ``torch.export.export`` takes.
+        dynamic_shapes: ``"batch"``: the first dimension may vary, of every input that has as
+            many samples as the first; ``None``: every shape is fixed; else what
+            ``torch.export.export`` takes.
 
     Raises:
         CaptureError: the model does not export; the message names the operator or line.
@@ -82,8 +95,7 @@ def capture(
         return _from_program(model)
     shapes: Any = dynamic_shapes
     if dynamic_shapes == "batch":
-        args, keywords = pytree.tree_map_only(Tensor, _at_least_two, (args, keywords))
-        positional, named = pytree.tree_map(_first_dimension, (args, keywords))
+        args, keywords, positional, named = _with_batch(args, keywords)
         shapes = _bind(model, positional, named)
     program = export(model, args, keywords, shapes)
     again = _for_graph(shapes, model, args, keywords)
@@ -184,13 +196,13 @@ def _finish(
     _mark_fixed(module, training)
     split_products(module)
     module.recompile()
-    dynamic = frozenset(
-        dim
-        for node in module.graph.nodes
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor)
-        for dim, size in enumerate(node.meta["val"].shape)
-        if not isinstance(size, int)
-    )
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    values = [node.meta.get("val") for node in placeholders]
+    shapes = [value.shape for value in values if isinstance(value, Tensor)]
+    dynamic = {
+        name: frozenset(dim for dim, size in enumerate(shape) if not isinstance(size, int))
+        for name, shape in zip(names, shapes, strict=True)
+    }
     return Capture(module, args, kwargs, dynamic_shapes, names, dynamic)
 
 
@@ -206,17 +218,31 @@ def _mark_fixed(module: fx.GraphModule, training: bool | None) -> None:
             node.meta[_FIXED] = True
 
 
-def _at_least_two(tensor: Tensor) -> Tensor:
-    """Repeat a batch of one: torch.export takes a dimension of one to be one for ever."""
-    if tensor.dim() and tensor.shape[0] == 1:
-        return torch.cat([tensor, tensor])
-    return tensor
+def _with_batch(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], Any, Any]:
+    """Example inputs of two samples or more, and their shapes with a dynamic batch.
 
+    The first input says how many samples there are; an input of another first dimension (one row
+    of positions, say) has none. A batch of one is repeated: torch.export takes a dimension of one
+    to be one for ever.
+    """
+    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()]
+    batch = leaves[0].shape[0] if leaves else 0
 
-def _first_dimension(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor) and leaf.dim():
-        return {0: torch.export.Dim.DYNAMIC}
-    return None
+    def has_batch(x: Any) -> bool:
+        return isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch
+
+    def example(x: Any) -> Any:
+        return torch.cat([x, x]) if batch == 1 and has_batch(x) else x
+
+    def shape(x: Any) -> Any:
+        return {0: torch.export.Dim.DYNAMIC} if has_batch(x) else None
+
+    args, kwargs = pytree.tree_map(example, (args, kwargs))
+    batch = 2 if batch == 1 else batch
+    positional, named = pytree.tree_map(shape, (args, kwargs))
+    return args, kwargs, positional, named
 
 
 def _bind(

@@ -62,6 +62,8 @@ class _Planner:
                 self._want_inputs(op)
         for op in self.graph.of({Kind.ADD}):
             self._want_residual(op)
+        for op in self.graph.of({Kind.RECURRENT}):
+            self._note(op, False, "recurrent: engines quantize no weights inside its loop")
         if self.choice.outputs:
             self._want_outputs()
         self.wishes.spread(concat=self.choice.concat == "shared")

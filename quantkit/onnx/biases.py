@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -21,12 +23,14 @@ def integer_biases(graph: ir.Graph) -> int:
         bias, producers = node.inputs[2], [_dequantizer(v) for v in node.inputs[:2]]
         if bias.const_value is None or any(p is None for p in producers):
             continue
-        scales = [p.inputs[1].const_value.numpy() for p in producers if p is not None]  # type: ignore[union-attr]
-        step = (scales[0] * scales[1]).astype(np.float32).reshape(-1)
-        values = np.rint(bias.const_value.numpy().astype(np.float64) / step)
-        if scales[0].size != 1 or np.abs(values).max(initial=0) >= 2.0**31:
+        step = _step([p for p in producers if p is not None])
+        floats = bias.const_value.numpy().astype(np.float64)
+        if step is None or floats.ndim != 1 or step.size not in {1, floats.size}:
             continue
-        step = np.broadcast_to(step, values.shape).copy() if scales[1].size > 1 else step[0]
+        values = np.rint(floats / step)
+        if np.abs(values).max(initial=0) >= 2.0**31:
+            continue
+        step = step if step.size > 1 else step[0]
         stored = add_constant(graph, f"{bias.name}_quantized", values.astype(np.int32))
         scale = add_constant(graph, f"{bias.name}_scale", np.asarray(step, dtype=np.float32))
         zero = add_constant(
@@ -64,6 +68,21 @@ def widen_biases(graph: ir.Graph) -> int:
             node.replace_input_with(index, add_constant(graph, f"{bias.name}_wide", wide))
             changed += 1
     return changed
+
+
+def _step(dequantizers: list[ir.Node]) -> np.ndarray[Any, Any] | None:
+    """``s_x * s_w``; ``None`` where a product's sums are not of integers, or not of one step."""
+    scales = []
+    for node in dequantizers:
+        scale, zero = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+        if scale is None or scale.const_value is None or zero is None:
+            return None
+        if zero.dtype not in {ir.DataType.INT8, ir.DataType.UINT8}:
+            return None
+        scales.append(scale.const_value.numpy())
+    if scales[0].size != 1 or scales[1].ndim > 1:
+        return None
+    return np.asarray(scales[0] * scales[1], dtype=np.float32).reshape(-1)
 
 
 def _dequantizer(value: ir.Value | None) -> ir.Node | None:

@@ -16,14 +16,17 @@ def remove_implied_clips(graph: ir.Graph) -> int:
     """
     changed = 0
     for node in list(graph):
-        if node.op_type not in {"Relu", "Clip"} or node.domain:
+        if not _clips(node):
             continue
         quantizers = [use.node for use in node.outputs[0].uses()]
         if node.outputs[0].is_graph_output() or not quantizers:
             continue
         if any(q.op_type != "QuantizeLinear" for q in quantizers):
             continue
-        low, high = _bounds(node)
+        bounds = _bounds(node)
+        if bounds is None:
+            continue
+        low, high = bounds
         grids = [_grid(q) for q in quantizers]
         low_implied = all(g is not None and _ends(g, low, first=True) for g in grids)
         high_implied = high is None or all(
@@ -60,23 +63,65 @@ def clip_in_integers(graph: ir.Graph) -> int:
     """
     moved = 0
     for node in list(graph):
-        if node.op_type not in {"Relu", "Clip"} or node.domain or node.outputs[0].is_graph_output():
+        if not _clips(node) or node.outputs[0].is_graph_output():
             continue
         quantizers = [use.node for use in node.outputs[0].uses()]
         if not quantizers or any(q.op_type != "QuantizeLinear" for q in quantizers):
             continue
         grids = [_grid(q) for q in quantizers]
-        if any(grid is None or grid[2] != 0 for grid in grids):
+        bounds = _bounds(node)
+        if bounds is None or any(grid is None or grid[2] != 0 for grid in grids):
             continue
         source = node.inputs[0]
         assert source is not None
         for quantizer, grid in zip(quantizers, grids, strict=True):
             assert grid is not None
-            _clip_behind(graph, quantizer, grid, _bounds(node))
+            _clip_behind(graph, quantizer, grid, bounds)
             quantizer.replace_input_with(0, source)
         graph.remove(node, safe=True)
         moved += 1
     return moved
+
+
+def keep_clips(graph: ir.Graph) -> int:
+    """Write a ReLU or Clip before a quantizer to FP8 or int4 as Max and Min.
+
+    ONNX Runtime (1.32) takes every zero-point of 0 there for the lowest of the grid: it leaves out
+    a ReLU, and does not load a file with a Clip. Returns how many were rewritten.
+    """
+    rewritten = 0
+    for node in list(graph):
+        readers = [use.node for use in node.outputs[0].uses()] if _clips(node) else []
+        bounds = _bounds(node) if readers else None
+        if bounds is None or not any(_to_other_format(reader) for reader in readers):
+            continue
+        value, old = node.inputs[0], node.outputs[0]
+        for operator, bound in zip(("Max", "Min"), bounds, strict=True):
+            if bound is None or not np.isfinite(bound):
+                continue
+            limit = add_constant(graph, f"{old.name}_{operator}", np.array(bound, np.float32))
+            new = ir.node(operator, [value, limit], name=node.name)
+            new.metadata_props.update(node.metadata_props)
+            graph.insert_before(node, new)
+            value = new.outputs[0]
+            value.name = f"{old.name}_{operator.lower()}"
+            value.shape, value.type = old.shape, old.type
+        assert value is not None
+        old.replace_all_uses_with(value, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        rewritten += 1
+    return rewritten
+
+
+def _clips(node: ir.Node) -> bool:
+    return node.op_type in {"Relu", "Clip"} and not node.domain
+
+
+def _to_other_format(quantize: ir.Node) -> bool:
+    """Whether a node quantizes, and to a format other than 8-bit integers."""
+    zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
+    known = {ir.DataType.INT8, ir.DataType.UINT8}
+    return quantize.op_type == "QuantizeLinear" and zero is not None and zero.dtype not in known
 
 
 def _clip_behind(
@@ -102,14 +147,18 @@ def _clip_behind(
         reader.replace_input_with(index, clip.outputs[0])
 
 
-def _bounds(node: ir.Node) -> tuple[float, float | None]:
+def _bounds(node: ir.Node) -> tuple[float, float | None] | None:
+    """The bounds of a ReLU or Clip; ``None`` where they are known only at run time."""
     if node.op_type == "Relu":
         return 0.0, None
     values: list[float | None] = [None, None]
     for position in (1, 2):
         bound = node.inputs[position] if len(node.inputs) > position else None
-        if bound is not None and bound.const_value is not None:
-            values[position - 1] = float(bound.const_value.numpy())
+        if bound is None:
+            continue
+        if bound.const_value is None:
+            return None
+        values[position - 1] = float(bound.const_value.numpy())
     low, high = values
     return (-np.inf if low is None else low), high
 

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import onnx_ir as ir
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import quantkit
 from quantkit.errors import CaptureError, ExportError
@@ -20,7 +23,7 @@ from quantkit.graph.capture import recapture
 from quantkit.interfaces import ExportForm
 from quantkit.model import QuantizedModel
 from quantkit.numerics import QParams
-from quantkit.onnx import biases, clips, tidy
+from quantkit.onnx import biases, clips, guards, tidy
 from quantkit.onnx.lower import lower, minimum_opset
 from quantkit.onnx.marks import marked
 
@@ -48,14 +51,18 @@ def export_onnx(
         ExportError: the model is not calibrated, an operator has no ONNX form, or the file cannot
             be written.
     """
-    path = Path(path)
-    model_ir = to_ir(model, form=form or model.recipe.target)
+    path, form = Path(path), form or model.recipe.target
+    if form not in get_args(ExportForm):
+        raise ExportError(f"no form {form!r}; there are: {', '.join(get_args(ExportForm))}")
+    model_ir = to_ir(model, form=form)
     _write(model_ir, path, external_data)
     return path
 
 
 def to_ir(model: QuantizedModel, *, form: ExportForm) -> ir.Model:
     """The ONNX model in memory."""
+    if form not in get_args(ExportForm):
+        raise ExportError(f"no form {form!r}; there are: {', '.join(get_args(ExportForm))}")
     missing = [name for name, q in model.quantizers.items() if not q.calibrated]
     if missing:
         raise ExportError(
@@ -75,11 +82,14 @@ def to_ir(model: QuantizedModel, *, form: ExportForm) -> ir.Model:
     clips.remove_implied_clips(exported.graph)
     if form == "onnxruntime":
         clips.clip_in_integers(exported.graph)
+        clips.keep_clips(exported.graph)
         biases.integer_biases(exported.graph)
         biases.widen_biases(exported.graph)
+        guards.keep_in_float(exported.graph)
     tidy.remove_unused(exported.graph)
     _add_reasons(exported, model)
     tidy.name_nodes(exported.graph)
+    tidy.name_dimensions(exported.graph)
     exported.producer_name, exported.producer_version = "quantkit", quantkit.__version__
     exported.metadata_props.clear()
     exported.metadata_props.update(
@@ -98,9 +108,14 @@ def _export(model: QuantizedModel) -> ir.Model:
     captured = model.capture
     opset = minimum_opset([t.spec for t in model.plan.tensors])
     graph = marked(model.graph)
+    # The model may have moved since its capture.
+    device = next((p.device for p in model.graph.parameters()), torch.device("cpu"))
+    args, kwargs = pytree.tree_map_only(
+        Tensor, lambda t: t.to(device), (captured.args, captured.kwargs)
+    )
     with _quiet():
         try:
-            program = recapture(graph, captured.args, captured.kwargs, captured.dynamic_shapes)
+            program = recapture(graph, args, kwargs, captured.dynamic_shapes)
             exported = torch.onnx.export(
                 program, (), dynamo=True, opset_version=opset, optimize=False, verbose=False,
                 input_names=list(captured.input_names),
@@ -149,7 +164,8 @@ def _write(model: ir.Model, path: Path, external_data: bool | None) -> None:
             ir.save(model, temporary)
         return
     data = path.with_name(f"{path.name}.data")
-    with replacing(data) as temporary_data, replacing(path) as temporary:
+    # The block's end renames the data first: the model makes the pair whole.
+    with replacing(path) as temporary, replacing(data) as temporary_data:
         ir.save(model, temporary, external_data=temporary_data.name)
         _rename_external(temporary, temporary_data.name, data.name)
 

@@ -14,6 +14,7 @@ from quantkit import numerics
 from quantkit.errors import ExportError
 from quantkit.interfaces import ExportForm
 from quantkit.numerics import QParams
+from quantkit.onnx.edit import add_constant
 from quantkit.onnx.marks import DOMAIN, OPERATOR
 from quantkit.spec import QuantSpec
 
@@ -69,12 +70,18 @@ class _Writer:
     def replace(self, node: ir.Node) -> None:
         grid, source = node.attributes["grid"].as_string(), node.inputs[0]
         assert source is not None
+        if source.dtype not in {None, ir.DataType.FLOAT}:
+            raise ExportError(
+                f"{grid} is {source.dtype} in the model, and Q/DQ is written for float32; call "
+                "model.float() before export"
+            )
         if source.const_value is not None:
             self._weight(node, source, grid)
         else:
             self._activation(node, source, grid)
 
     def _activation(self, node: ir.Node, source: ir.Value, grid: str) -> None:
+        source = self._bounded(node, source, grid)
         qparams = self._in_form(self.grids[grid])
         pair = self.pairs.get(grid) or self._pair(grid, qparams)
         self.pairs[grid] = pair
@@ -98,15 +105,16 @@ class _Writer:
         values = torch.from_numpy(np.array(const.numpy(), dtype=np.float32))
         # As the simulation does; for weights that stand on the grid both ways are one.
         integers = numerics.quantize(values, qparams, reciprocal=True)
-        reader = _only_reader(node.outputs[0])
-        if reader is not None and reader.op_type == "Transpose":
-            permutation = [int(p) for p in reader.attributes["perm"].as_ints()]
+        transposes = _like_transposes(node.outputs[0])
+        if transposes:
+            permutation = [int(p) for p in transposes[0].attributes["perm"].as_ints()]
             integers = integers.permute(permutation).contiguous()
             qparams = _permuted(qparams, permutation)
+        for reader in transposes:
             _redirect(reader.outputs[0], node.outputs[0])
             self.graph.remove(reader, safe=True)
         pair = self._pair(grid, qparams)
-        stored = self._initializer(f"{grid}_quantized", _stored(integers, qparams.spec))
+        stored = add_constant(self.graph, f"{grid}_quantized", _stored(integers, qparams.spec))
         dequantize = ir.node(
             "DequantizeLinear", [stored, pair.scale, pair.zero_point], _attributes(qparams.spec),
             name=f"{grid}/DequantizeLinear",
@@ -122,10 +130,32 @@ class _Writer:
         _redirect(old, out)
         self.graph.remove(node, safe=True)
 
+    def _bounded(self, node: ir.Node, source: ir.Value, grid: str) -> ir.Value:
+        """``source`` clipped to a grid of fewer bits than its format, which Q would exceed."""
+        qparams = self.grids[grid]
+        spec = qparams.spec
+        if spec.bits is None:
+            return source
+        if spec.axis is not None:
+            raise ExportError(
+                f"{grid} is an activation of {spec}, which Q/DQ cannot say; remove bits, or use "
+                "one scale per tensor"
+            )
+        zero, scale = int(qparams.zero_point), qparams.scale.numpy()
+        low, high = ((q - zero) * scale for q in (spec.qmin, spec.qmax))
+        bounds = [
+            add_constant(self.graph, f"{grid}_{n}", v) for n, v in (("min", low), ("max", high))
+        ]
+        clip = ir.node("Clip", [source, *bounds], name=f"{grid}/Clip")
+        clip.outputs[0].name = f"{node.outputs[0].name or grid}_clipped"
+        clip.outputs[0].shape, clip.outputs[0].type = source.shape, source.type
+        self.graph.insert_before(node, clip)
+        return clip.outputs[0]
+
     def _in_form(self, qparams: QParams) -> QParams:
         """The same grid as the target wants it: q + 128 in uint8, or q in int8."""
         spec = qparams.spec
-        if spec.dtype not in {"int8", "uint8"} or spec.bits is not None:
+        if spec.dtype not in {"int8", "uint8"}:
             return qparams
         wanted = "uint8" if self.form == "onnxruntime" else "int8"
         if spec.dtype == wanted:
@@ -140,22 +170,11 @@ class _Writer:
         return QParams(scale=qparams.scale, zero_point=qparams.zero_point + shift, spec=other)
 
     def _pair(self, grid: str, qparams: QParams) -> _Pair:
-        scale = self._initializer(f"{grid}_scale", ir.tensor(qparams.scale.numpy()))
-        zero_point = self._initializer(
-            f"{grid}_zero_point", _stored(qparams.zero_point, qparams.spec)
+        zero_point = _stored(qparams.zero_point, qparams.spec)
+        return _Pair(
+            add_constant(self.graph, f"{grid}_scale", qparams.scale.numpy()),
+            add_constant(self.graph, f"{grid}_zero_point", zero_point),
         )
-        return _Pair(scale, zero_point)
-
-    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(tensor.numpy().shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        tensor.name = name
-        self.graph.register_initializer(value)
-        return value
 
 
 def _stored(integers: torch.Tensor, spec: QuantSpec) -> ir.TensorProtocol:
@@ -198,9 +217,13 @@ def _redirect(old: ir.Value, new: ir.Value) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    uses = list(value.uses())
-    return None if len(uses) != 1 or value.is_graph_output() else uses[0].node
+def _like_transposes(value: ir.Value) -> list[ir.Node]:
+    """The readers of a weight (several, where layers share it) if all transpose it alike."""
+    readers = [use.node for use in value.uses()]
+    if value.is_graph_output() or any(r.op_type != "Transpose" for r in readers):
+        return []
+    orders = {tuple(r.attributes["perm"].as_ints()) for r in readers}
+    return readers if len(orders) == 1 else []
 
 
 def _name_reader(graph: ir.Graph, mark: ir.Node) -> None:

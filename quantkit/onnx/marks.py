@@ -15,7 +15,8 @@ import torch.onnx.ops
 from torch import Tensor, fx
 
 from quantkit.fake_quantize import FakeQuantize
-from quantkit.model import LAYER
+from quantkit.graph.edit import add_constant
+from quantkit.model import LAYER, evaluate_constant
 
 DOMAIN = "quantkit"
 OPERATOR = "Mark"
@@ -42,11 +43,14 @@ def marked(module: fx.GraphModule) -> fx.GraphModule:
     mapping: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(module.graph, mapping))
     graph._codegen = copy.copy(module.graph._codegen)
+    computed: list[fx.Node] = []
     for node in list(graph.nodes):
         if node.op == "call_module":
             quantizer = module.get_submodule(str(node.target))
             if isinstance(quantizer, FakeQuantize):
-                _replace(graph, node, quantizer.name)
+                new = _replace(graph, node, quantizer.name)
+                if quantizer.observer is None and new.args[0].op != "get_attr":  # type: ignore[union-attr]
+                    computed.append(new)
     for node in module.graph.nodes:
         name = node.meta.get(LAYER)
         if name is not None:
@@ -54,11 +58,29 @@ def marked(module: fx.GraphModule) -> fx.GraphModule:
             with graph.inserting_before(copied):
                 named = graph.call_function(mark, (copied.args[1], "", name))
             copied.update_arg(1, named)
-    return fx.GraphModule(module, graph)
+    result = fx.GraphModule(module, graph)
+    for new in computed:
+        _store_weight(result, new)
+    graph.eliminate_dead_code()
+    result.recompile()
+    return result
 
 
-def _replace(graph: fx.Graph, node: fx.Node, grid: str) -> None:
+def _replace(graph: fx.Graph, node: fx.Node, grid: str) -> fx.Node:
     with graph.inserting_before(node):
         new = graph.call_function(mark, (node.args[0], grid, ""))
     node.replace_all_uses_with(new)
     graph.erase_node(node)
+    return new
+
+
+def _store_weight(module: fx.GraphModule, marked: fx.Node) -> None:
+    """A weight that the model computes (of two parameters, say) becomes a constant of its own.
+
+    The exporter would write the computation: the file would hold the weight in float.
+    """
+    source = marked.args[0]
+    assert isinstance(source, fx.Node)
+    value = evaluate_constant(module, source).contiguous()
+    path = f"quantkit_weights_{marked.name}"
+    marked.update_arg(0, add_constant(module, path, value, before=marked))

@@ -2,29 +2,67 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import onnx_ir as ir
 
+#: What torch calls a size that may vary.
+_RAW_SYMBOL = re.compile(r"\bs\d+\b")
+
 
 def name_nodes(graph: ir.Graph) -> None:
     """Names that lead back to the module: ``layer1.0/Relu``; layers keep the plan's name."""
-    seen: Counter[str] = Counter(
-        n.name or "" for n in graph if "quantkit.layer" in n.metadata_props
-    )
-    for node in graph:
+    taken = {n.name for n in graph.all_nodes() if "quantkit.layer" in n.metadata_props}
+    for node in graph.all_nodes():
         if "quantkit.layer" not in node.metadata_props:
             if node.op_type in {"QuantizeLinear", "DequantizeLinear"} and node.name:
                 base = node.name
             else:
                 base = "/".join(filter(None, (_path(node), node.op_type)))
-            seen[base] += 1
-            node.name = base if seen[base] == 1 else f"{base}_{seen[base] - 1}"
-        kept = {k: v for k, v in node.metadata_props.items() if k.startswith("quantkit.")}
-        # The exporter's own notes hold stack traces: paths of the machine that exported.
-        node.metadata_props.clear()
-        node.metadata_props.update(kept)
+            numbered = (f"{base}_{i}" for i in count(1))
+            node.name = base if base not in taken else next(n for n in numbered if n not in taken)
+            taken.add(node.name)
+        _forget(node)
+        for value in node.outputs:
+            _forget(value)
+    for inner in (graph, *graph.subgraphs()):
+        _forget(inner)
+        for value in (*inner.inputs, *inner.initializers.values()):
+            _forget(value)
+
+
+def _forget(part: ir.Node | ir.Value | ir.Graph) -> None:
+    """Drop the exporter's own notes: they hold stack traces, with paths of the machine."""
+    kept = {k: v for k, v in part.metadata_props.items() if k.startswith("quantkit.")}
+    part.metadata_props.clear()
+    part.metadata_props.update(kept)
+    part.doc_string = None
+
+
+def name_dimensions(graph: ir.Graph) -> None:
+    """Call what varies ``batch`` (the first dimension) or ``<input>_<dimension>``, not ``s77``."""
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        for index, size in enumerate(value.shape or ()):
+            symbol = size.value if isinstance(size, ir.SymbolicDim) else None
+            if symbol is None or symbol in names or not _RAW_SYMBOL.fullmatch(symbol):
+                continue
+            free = index == 0 and "batch" not in names.values()
+            names[symbol] = "batch" if free else f"{value.name}_{index}"
+    inner = [v for n in graph.all_nodes() for v in n.outputs]
+    for value in (*graph.inputs, *inner, *(v for g in graph.subgraphs() for v in g.inputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(size, names) for size in value.shape])
+
+
+def _renamed(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
+    """A dimension, or an expression of some, by their new names."""
+    if isinstance(size, int) or size.value is None:
+        return size if isinstance(size, int) else None
+    return _RAW_SYMBOL.sub(lambda found: names.get(found[0], found[0]), size.value)
 
 
 def remove_unused(graph: ir.Graph) -> None:

@@ -17,5 +17,6 @@ class Nearest(Rounding):
 
     def round(self, weight: Tensor, qparams: QParams) -> Tensor:
         """The nearest values on the grid, in the dtype of ``weight``."""
-        q = numerics.quantize(weight.detach(), qparams)
+        # As fake-quantize computes it, so that simulation needs no other weights than the model's.
+        q = numerics.quantize(weight.detach(), qparams, reciprocal=True)
         return numerics.dequantize(q, qparams).to(weight.dtype)

@@ -47,14 +47,21 @@ def _reason(wiring: Wiring, layer: Layer) -> str:
     if layer.kernel.precision != "float32":
         return ""
     if not _asked(wiring, layer.node):
-        return "the file leaves it in float"
+        return _planned_reason(layer.node) or "the file leaves it in float"
     return _why_float(wiring, layer.node)[1]
 
 
 def _asked(wiring: Wiring, node: onnx.NodeProto) -> bool:
     if node.op_type in INTEGER_KERNELS or node.op_type == "MatMulNBits":
         return True
-    return any(wiring.dequantize(node, index) is not None for index in (0, 1))
+    dequantized = [wiring.dequantize(node, index) is not None for index in (0, 1)]
+    # A layer that the plan leaves in float may read what others quantized.
+    return all(dequantized) if _planned_reason(node) else any(dequantized)
+
+
+def _planned_reason(node: onnx.NodeProto) -> str:
+    """Why the plan leaves a layer of our own files in float."""
+    return next((p.value for p in node.metadata_props if p.key == "quantkit.reason"), "")
 
 
 def findings(wiring: Wiring, found: Iterable[Layer], *, saturates: bool) -> list[Finding]:

@@ -1,0 +1,64 @@
+"""Keep ONNX Runtime from quantizing what the plan leaves in float."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from quantkit.onnx.edit import add_constant
+
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+#: What ONNX Runtime looks through, or takes out, between a layer and a quantizer.
+_PASSED = frozenset({"Relu", "Clip", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
+
+
+def keep_in_float(graph: ir.Graph) -> int:
+    """Put a no-op behind each layer with float weights that stands between Q/DQ.
+
+    ONNX Runtime (1.32, ``WeightBiasQuantization``) quantizes the weights of such a layer on its
+    own, and runs it in integers: not what was planned, nor what was simulated. It does so only
+    where a quantizer follows; the maximum with the lowest float is no change to any value.
+    Returns how many were guarded.
+    """
+    guarded = 0
+    for node in list(graph):
+        if node.op_type not in _LAYERS or node.domain or not _dequantized(node.inputs[0]):
+            continue
+        weight = node.inputs[1]
+        if weight is None or weight.const_value is None or not _quantized(node.outputs[0]):
+            continue
+        _guard(graph, node)
+        guarded += 1
+    return guarded
+
+
+def _guard(graph: ir.Graph, node: ir.Node) -> None:
+    old = node.outputs[0]
+    lowest = add_constant(graph, f"{old.name}_lowest", np.array(np.finfo(np.float32).min))
+    guard = ir.node("Max", [old, lowest], name=f"{node.name}/keep_in_float")
+    new = guard.outputs[0]
+    new.name, new.shape, new.type = f"{old.name}_float", old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    guard.replace_input_with(0, old)
+    graph.insert_after(node, guard)
+
+
+def _dequantized(value: ir.Value | None) -> bool:
+    """Whether a tensor comes from a dequantizer, at most moved."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "DequantizeLinear":
+            return True
+        if node.op_type not in {*_PASSED, "MaxPool", "Slice", "Pad"}:
+            return False
+        value = node.inputs[0]
+    return False
+
+
+def _quantized(value: ir.Value) -> bool:
+    """Whether a quantizer reads a tensor, at most moved or clipped."""
+    for use in value.uses():
+        if use.node.op_type == "QuantizeLinear":
+            return True
+        if use.node.op_type in _PASSED and _quantized(use.node.outputs[0]):
+            return True
+    return False
