@@ -37,9 +37,11 @@ def integer_biases(graph: ir.Graph) -> int:
             graph, f"{bias.name}_zero_point", np.zeros(np.shape(step), dtype=np.int32)
         )
         attributes = {"axis": 0} if np.ndim(step) else {}
+        # Layers may share a bias, each with a step of its own: names follow the integers'.
+        name = str(stored.name)
         dequantize = ir.node("DequantizeLinear", [stored, scale, zero], attributes,
-                             name=f"{bias.name}/DequantizeLinear")  # fmt: skip
-        dequantize.outputs[0].name = f"{bias.name}_dequantized"
+                             name=f"{name}/DequantizeLinear")  # fmt: skip
+        dequantize.outputs[0].name = name.replace("_quantized", "_dequantized")
         graph.insert_before(node, dequantize)
         node.replace_input_with(2, dequantize.outputs[0])
         changed += 1

@@ -69,6 +69,7 @@ def to_ir(model: QuantizedModel, *, form: ExportForm) -> ir.Model:
             f"the model is not calibrated ({missing[0]} and {len(missing) - 1} more have no grid); "
             "run calibrate(model, batches) first"
         )
+    _need_float32(model)
     training = model.training
     model.eval()
     try:
@@ -86,6 +87,7 @@ def to_ir(model: QuantizedModel, *, form: ExportForm) -> ir.Model:
         biases.integer_biases(exported.graph)
         biases.widen_biases(exported.graph)
         guards.keep_in_float(exported.graph)
+    guards.separate_weights(exported.graph)
     tidy.remove_unused(exported.graph)
     _add_reasons(exported, model)
     tidy.name_nodes(exported.graph)
@@ -102,6 +104,16 @@ def to_ir(model: QuantizedModel, *, form: ExportForm) -> ir.Model:
         }
     )
     return exported
+
+
+def _need_float32(model: QuantizedModel) -> None:
+    for name, parameter in model.graph.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype is not torch.float32:
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise ExportError(
+                f"{name} is {dtype}, and Q/DQ is written in float32; call model.float() before "
+                "export"
+            )
 
 
 def _export(model: QuantizedModel) -> ir.Model:

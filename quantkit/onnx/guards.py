@@ -1,4 +1,4 @@
-"""Keep ONNX Runtime from quantizing what the plan leaves in float."""
+"""Guards against what ONNX Runtime's optimizer would make of a right file."""
 
 from __future__ import annotations
 
@@ -30,6 +30,39 @@ def keep_in_float(graph: ir.Graph) -> int:
         _guard(graph, node)
         guarded += 1
     return guarded
+
+
+def separate_weights(graph: ir.Graph) -> int:
+    """Give each layer integers of its own where several read one quantized weight.
+
+    ONNX Runtime (1.32) rearranges a weight for its first reader and, in exact mode, does not load
+    the file for the second; files for TensorRT are checked there too. Returns how many copies
+    were made.
+    """
+    copies = 0
+    for node in list(graph):
+        if node.op_type != "DequantizeLinear" or any(_array(v) is None for v in node.inputs):
+            continue
+        for use in list(node.outputs[0].uses())[1:]:
+            inputs = [add_constant(graph, str(v.name), _array(v)) for v in node.inputs if v]
+            copy = ir.node(
+                "DequantizeLinear", inputs, dict(node.attributes.items()),
+                name=f"{node.name}_copy",
+            )  # fmt: skip
+            old, new = node.outputs[0], copy.outputs[0]
+            new.name = str(inputs[0].name).replace("_quantized", "_dequantized")
+            new.shape, new.type = old.shape, old.type
+            graph.insert_after(node, copy)
+            use.node.replace_input_with(use.idx, new)
+            copies += 1
+    return copies
+
+
+def _array(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """A copy of a constant, to be named anew."""
+    if value is None or value.const_value is None:
+        return None
+    return ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype)
 
 
 def _guard(graph: ir.Graph, node: ir.Node) -> None:

@@ -72,7 +72,7 @@ class _Writer:
         assert source is not None
         if source.dtype not in {None, ir.DataType.FLOAT}:
             raise ExportError(
-                f"{grid} is {source.dtype} in the model, and Q/DQ is written for float32; call "
+                f"{grid} is {source.dtype} in the model, and Q/DQ is written in float32; call "
                 "model.float() before export"
             )
         if source.const_value is not None:
