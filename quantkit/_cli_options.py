@@ -1,13 +1,41 @@
-"""The arguments and options of the commands, by name."""
+"""The arguments and options of the commands, by name, and how their values are read."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
 from quantkit.hardware import named_cpu
+
+#: Sizes and types of inputs, by order and by name.
+Shapes: TypeAlias = list[tuple[str | None, tuple[int, ...], str]]
+
+_SHAPE = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+(?:,\d+)*)(?::(\w+))?")
+_TYPES = ("float32", "float16", "float64", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
+
+
+def parse_shapes(texts: Sequence[str]) -> Shapes:
+    """Read ``1,3,32,32`` or ``ids=1,128:int64``.
+
+    Example:
+        >>> parse_shapes(["1,3,32,32", "ids=1,128:int64"])
+        [(None, (1, 3, 32, 32), 'float32'), ('ids', (1, 128), 'int64')]
+    """
+    shapes: Shapes = []
+    for text in texts:
+        match = _SHAPE.fullmatch(text.replace(" ", ""))
+        if match is None or (match[3] or "float32") not in _TYPES:
+            raise typer.BadParameter(
+                f"--input-shape {text!r} is no shape: write 1,3,32,32 or ids=1,128:int64, with one "
+                f"of {', '.join(_TYPES)}"
+            )
+        sizes = tuple(int(size) for size in match[2].split(","))
+        shapes.append((match[1], sizes, match[3] or "float32"))
+    return shapes
 
 
 def _known_cpu(name: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import re
+import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from quantkit._cli_options import Shapes
     from quantkit.data import Batch, Data
     from quantkit.model import QuantizedModel
     from quantkit.recipe import Recipe
@@ -38,12 +39,6 @@ if TYPE_CHECKING:
 
 #: Wrong usage, of whichever copy of click Typer brings.
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
-
-#: Sizes and types of inputs, by order and by name.
-Shapes: TypeAlias = list[tuple[str | None, tuple[int, ...], str]]
-
-_SHAPE = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+(?:,\d+)*)(?::(\w+))?")
-_TYPES = ("float32", "float16", "float64", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 
 
 def make_target(name: str, gpu: str | None, cpu: str) -> Target:
@@ -146,26 +141,6 @@ def require_writable(path: Path) -> None:
             f"{path}: cannot be written ({error.strerror}); choose a folder that exists and that "
             "you may write to"
         ) from error
-
-
-def parse_shapes(texts: Sequence[str]) -> Shapes:
-    """Read ``1,3,32,32`` or ``ids=1,128:int64``.
-
-    Example:
-        >>> parse_shapes(["1,3,32,32", "ids=1,128:int64"])
-        [(None, (1, 3, 32, 32), 'float32'), ('ids', (1, 128), 'int64')]
-    """
-    shapes: Shapes = []
-    for text in texts:
-        match = _SHAPE.fullmatch(text.replace(" ", ""))
-        if match is None or (match[3] or "float32") not in _TYPES:
-            raise UsageError(
-                f"--input-shape {text!r} is no shape: write 1,3,32,32 or ids=1,128:int64, with one "
-                f"of {', '.join(_TYPES)}"
-            )
-        sizes = tuple(int(size) for size in match[2].split(","))
-        shapes.append((match[1], sizes, match[3] or "float32"))
-    return shapes
 
 
 def load(source: str, weights: Path | None) -> Source:
@@ -312,6 +287,8 @@ def working(text: str) -> Iterator[None]:
     """A spinner on standard error while one step runs; nothing where nobody watches."""
     from rich.console import Console
 
+    if getattr(signal.getsignal(signal.SIGINT), "came", None):  # of the handler in cli
+        raise KeyboardInterrupt  # a library whose import it interrupted has swallowed it
     console = Console(stderr=True)
     if not console.is_terminal:
         yield

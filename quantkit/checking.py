@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import plugins
-from quantkit.comparing import NotRunError, Reference, compare
+from quantkit.comparing import DEPLOYED as DEPLOYED
+from quantkit.comparing import NotRunError, Reference, compare, deployment
+from quantkit.comparing import judge as judge
 from quantkit.errors import DataError
 from quantkit.interfaces import Finding, Inspection, LayerCoverage, Severity, Target
+from quantkit.model import QuantizedModel
 from quantkit.onnx.facts import FileFacts
 from quantkit.onnx.lint import lint
 from quantkit.onnx.parity import OutputParity
-
-#: A share of the largest value: rounding in float differs less than this, saturated sums more.
-SAME = 1e-4
+from quantkit.targets.onnxruntime import OnnxRuntime
 
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
 
@@ -109,7 +110,8 @@ def check(
         reference: the float model (a module, a program of ``torch.export`` or an ONNX file), or
             the ``QuantizedModel``, whose outputs the file should repeat.
         data: batches, as for ``quantize``.
-        min_sqnr: an error where an output has less, in dB.
+        min_sqnr: an error where an output has less, in dB. A ``QuantizedModel`` as the reference
+            has ``DEPLOYED`` where none is given: the file is that model.
         min_agreement: an error where predictions agree in less than this share, from 0 to 1.
 
     Raises:
@@ -123,7 +125,7 @@ def check(
     findings = lint(path, place.form)
     facts = FileFacts.of(path)
     inspection = place.inspect(path)
-    findings += [*inspection.findings, *_unused(facts)]
+    findings += [*_none_in_int8(place, inspection, facts), *inspection.findings, *_unused(facts)]
     outputs: tuple[OutputParity, ...] = ()
     count = 0
     if reference is not None and data is not None:
@@ -132,6 +134,8 @@ def check(
         except NotRunError as error:
             findings.append(_not_run(path, str(error)))
         findings += [f for o in outputs for f in judge(o, min_sqnr, min_agreement)]
+        if isinstance(reference, QuantizedModel) and min_sqnr is None:
+            findings += [f for o in outputs for f in deployment(o)]
     # The linter and the target may tell of one thing: the first to tell is kept.
     unique: dict[tuple[str, str], Finding] = {}
     for finding in findings:
@@ -161,51 +165,22 @@ def find_target(target: str | Target) -> Target:
     return plugins.find("targets", target, Target)() if isinstance(target, str) else target
 
 
-def judge(
-    output: OutputParity, min_sqnr: float | None = None, min_agreement: float | None = None
-) -> list[Finding]:
-    """What is wrong with one output's figures.
-
-    Example:
-        >>> near = OutputParity(
-        ...     name="y", sqnr=12.0, largest=1.0, agreement=0.9, default_mode=0.0
-        ... )
-        >>> [finding.code for finding in judge(near, min_sqnr=20.0, min_agreement=0.9)]
-        ['low-sqnr']
-    """
-
-    def error(code: str, why: str, fix: str) -> Finding:
-        return Finding(severity=Severity.ERROR, code=code, where=output.name, why=why, fix=fix)
-
-    if math.isnan(output.sqnr):
-        why = "The file puts out NaN or infinity where the reference does not, or the reversed."
-        return [error("output-not-finite", why, "Run `quantkit check` on each part to find where.")]
-    found: list[Finding] = []
-    closer = "Calibrate with more or other data, or leave sensitive layers in float."
-    if min_sqnr is not None and output.sqnr < min_sqnr:
-        found.append(error("low-sqnr", f"SQNR {output.sqnr:.1f} dB is under {min_sqnr:g}.", closer))
-    if min_agreement is not None and output.agreement is None:
-        why = "It is no row of scores for each input, so predictions cannot be compared."
-        found.append(error("no-agreement", why, "Set a least SQNR instead of a least agreement."))
-    elif min_agreement is not None and (output.agreement or 0.0) < min_agreement:
-        why = f"Predictions agree in {output.agreement:.2%}, under {min_agreement:.2%}."
-        found.append(error("low-agreement", why, closer))
-    if output.default_mode > SAME:
-        found.append(_saturates(output))
-    return found
-
-
-def _saturates(output: OutputParity) -> Finding:
-    return Finding(
-        severity=Severity.WARNING,
-        code="default-mode-differs",
-        where=output.name,
-        why=f"ONNX Runtime's default mode is off by {output.default_mode:.1%} of the largest: "
-        "16-bit sums saturate on this processor, or float activations of weight-only layers are "
-        "rounded.",
-        fix="Set session.x64quantprecision and session.qdq_matmulnbits_accuracy_level to 1 (exact, "
-        "slower); against saturation, the recipe int8_cpu.",
-    )
+def _none_in_int8(place: Target, inspection: Inspection, facts: FileFacts) -> list[Finding]:
+    """A file for TensorRT, whose convolutions ONNX Runtime runs in float one and all."""
+    activations = facts.plan is None or any(t.role == "activation" for t in facts.plan.tensors)
+    runs = inspection.covered or not inspection.planned
+    if not isinstance(place, OnnxRuntime) or facts.recipe == "int8_cpu" or runs or not activations:
+        return []
+    made = f"recipe {facts.recipe}" if facts.recipe else "it"
+    return [
+        Finding(
+            severity=Severity.WARNING,
+            code="none-in-int8",
+            where=f"{inspection.planned} layers",
+            why=f"Of the layers that {made} quantizes none runs in INT8 in ONNX Runtime.",
+            fix="Quantize with --recipe int8_cpu for ONNX Runtime.",
+        )
+    ]
 
 
 def _not_run(path: Path, why: str) -> Finding:

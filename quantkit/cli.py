@@ -27,6 +27,7 @@ from quantkit.errors import QuantkitError
 
 _INTERRUPTED = 130
 _TERMINATED = 143
+_ENDED = {_INTERRUPTED: "interrupted", _TERMINATED: "terminated"}
 
 app = typer.Typer(
     add_completion=False,
@@ -49,18 +50,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0
     """
     argv = sys.argv[1:] if arguments is None else list(arguments)
-    with _process():
+    code: object = 0
+    with _process() as signals:
         try:
             code = app(args=argv, prog_name="quantkit", standalone_mode=False)
-        except QuantkitError as error:
-            return _fail(str(error), error.exit_code)
-        except work.UsageError as error:
-            return _fail(_usage(error), 2)
         except (KeyboardInterrupt, typer.Abort):
             code = _INTERRUPTED
-    if code == _INTERRUPTED:  # Typer's answer to Ctrl-C
-        return _fail("interrupted; files that were there are unchanged", _INTERRUPTED)
-    return int(code or 0)
+        except (Exception, SystemExit) as error:
+            # A signal in the middle of an import makes libraries fail in ways of their own.
+            if not signals and isinstance(error, QuantkitError):
+                return _fail(str(error), error.exit_code)
+            if not signals and isinstance(error, work.UsageError):
+                return _fail(_usage(error), 2)
+            if not signals:
+                raise
+            code = _INTERRUPTED
+    if code == _INTERRUPTED and signals:  # it is Typer's answer to Ctrl-C as well
+        code = signals[-1]
+    if code in _ENDED:
+        return _fail(f"{_ENDED[code]}; files that were there are unchanged", code)
+    return int(code) if isinstance(code, int) else 0
 
 
 @app.callback()
@@ -109,7 +118,7 @@ def quantize(
     started = time.perf_counter()
     with screen(as_json) as show:
         place = work.optional_target(target, gpu, cpu)
-        shapes = work.parse_shapes(input_shape or ())
+        shapes = option.parse_shapes(input_shape or ())
         for path in filter(None, (output, save_plan, save)):
             work.require_writable(path)
         chosen = work.accepted_recipe(recipe, place, cpu, data)
@@ -235,27 +244,46 @@ def _usage(error: Exception) -> str:
     return f"{message}; see {command} --help"
 
 
+class _Ender:
+    """Ends a run by a signal, and remembers it: what is being imported may swallow the exception.
+
+    Attributes:
+        came: the exit codes of the signals that came, 128 more than their numbers.
+    """
+
+    def __init__(self) -> None:
+        self.came: list[int] = []
+
+    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
+        """As Python's own handler, so that files are left as they were."""
+        self.came.append(128 + number)
+        raise KeyboardInterrupt
+
+
 @contextmanager
-def _process() -> Iterator[None]:
-    """The state of the process while a command runs: what others print, and how it is ended."""
+def _process() -> Iterator[list[int]]:
+    """The state of the process while a command runs: what others print, and how it is ended.
+
+    Yields the exit codes of the signals that came.
+    """
+    ender = _Ender()
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # What libraries log is not for users; TORCH_LOGS and python -W bring it back.
     if "TORCH_LOGS" not in os.environ:
         logging.disable(logging.ERROR)
-    handler = None
+    handlers = {}
     if threading.current_thread() is threading.main_thread():
         # Ended by kill, Python would leave at once, and temporary files would stay.
-        handler = signal.signal(signal.SIGTERM, _terminate)
+        handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, ender)
+        # Where Ctrl-C is ignored (nohup, a job in the background) it stays so.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            handlers[signal.SIGINT] = signal.signal(signal.SIGINT, ender)
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
-            yield
+            yield ender.came
     finally:
         logging.disable(logging.NOTSET)
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(_TERMINATED)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

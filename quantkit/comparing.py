@@ -1,7 +1,8 @@
-"""Runs an ONNX file beside the model that it was made of, and measures how far they are apart."""
+"""Runs an ONNX file beside the model it was made of, and judges how far they are apart."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch.utils import _pytree as pytree
 from quantkit import batches as batches_of
 from quantkit.errors import DataError, TargetError
 from quantkit.graph.capture import capture
+from quantkit.graph.exporting import told_inputs
+from quantkit.interfaces import Finding, Severity
 from quantkit.model import QuantizedModel
 from quantkit.onnx.facts import FileFacts
 from quantkit.onnx.parity import OutputParity, ParityMeter
@@ -26,6 +29,13 @@ Reference: TypeAlias = nn.Module | torch.export.ExportedProgram | Path | str
 
 #: One call of a model, with inputs by order and by name.
 Run: TypeAlias = Callable[[tuple[Tensor, ...], dict[str, Tensor]], list[np.ndarray]]
+
+
+#: A share of the largest value: rounding in float differs less than this, saturated sums more.
+SAME = 1e-4
+
+#: A file this far, in dB, from the quantized model that it was made of computes something else.
+DEPLOYED = 20.0
 
 
 class NotRunError(Exception):
@@ -136,8 +146,71 @@ def _call(
         outputs = module(*args, **kwargs)
     except (TypeError, RuntimeError, ValueError, IndexError) as error:
         raise DataError(
-            f"the reference model fails on the data: {' '.join(str(error).split())[:300]}; give "
-            "data with the inputs that it takes"
+            f"the reference model fails on {told_inputs(module, args, kwargs)}: "
+            f"{' '.join(str(error).split())[:300]}; give data with the inputs that it takes, of "
+            "its shape and dtype"
         ) from error
     leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
     return [leaf.detach().double().cpu().numpy() for leaf in leaves]
+
+
+def judge(
+    output: OutputParity, min_sqnr: float | None = None, min_agreement: float | None = None
+) -> list[Finding]:
+    """What is wrong with one output's figures.
+
+    Example:
+        >>> near = OutputParity(
+        ...     name="y", sqnr=12.0, largest=1.0, agreement=0.9, default_mode=0.0
+        ... )
+        >>> [finding.code for finding in judge(near, min_sqnr=20.0, min_agreement=0.9)]
+        ['low-sqnr']
+    """
+
+    def error(code: str, why: str, fix: str) -> Finding:
+        return Finding(severity=Severity.ERROR, code=code, where=output.name, why=why, fix=fix)
+
+    if math.isnan(output.sqnr):
+        why = "The file puts out NaN or infinity where the reference does not, or the reversed."
+        return [error("output-not-finite", why, "Run `quantkit check` on each part to find where.")]
+    found: list[Finding] = []
+    closer = "Calibrate with more or other data, or leave sensitive layers in float."
+    if min_sqnr is not None and output.sqnr < min_sqnr:
+        found.append(error("low-sqnr", f"SQNR {output.sqnr:.1f} dB is under {min_sqnr:g}.", closer))
+    if min_agreement is not None and output.agreement is None:
+        why = "It is no row of scores for each input, so predictions cannot be compared."
+        found.append(error("no-agreement", why, "Set a least SQNR instead of a least agreement."))
+    elif min_agreement is not None and (output.agreement or 0.0) < min_agreement:
+        why = f"Predictions agree in {output.agreement:.2%}, under {min_agreement:.2%}."
+        found.append(error("low-agreement", why, closer))
+    if output.default_mode > SAME:
+        found.append(_saturates(output))
+    return found
+
+
+def deployment(output: OutputParity) -> list[Finding]:
+    """An error where an output is far from that of the very model that the file was made of."""
+    if not output.sqnr < DEPLOYED:
+        return []
+    finding = Finding(
+        severity=Severity.ERROR,
+        code="deployment-differs",
+        where=output.name,
+        why=f"SQNR {output.sqnr:.1f} dB beside the quantized model that it should repeat; under "
+        f"{DEPLOYED:g} dB the file computes something else.",
+        fix="Export the file again from this model; a min_sqnr of your own replaces this floor.",
+    )
+    return [finding]
+
+
+def _saturates(output: OutputParity) -> Finding:
+    return Finding(
+        severity=Severity.WARNING,
+        code="default-mode-differs",
+        where=output.name,
+        why=f"ONNX Runtime's default mode is off by {output.default_mode:.1%} of the largest: "
+        "16-bit sums saturate on this processor, or float activations of weight-only layers are "
+        "rounded.",
+        fix="Set session.x64quantprecision and session.qdq_matmulnbits_accuracy_level to 1 (exact, "
+        "slower); against saturation, the recipe int8_cpu.",
+    )

@@ -202,6 +202,8 @@ def _open_arrays(spec: DataSpec) -> _Table:
         arrays = _map(path, spec)
     except DataError:
         raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; correct source, or write the file first") from error
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: {one_line(error)}; save numbers with numpy.savez") from error
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}

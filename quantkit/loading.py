@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from quantkit.errors import ModelFileError
 from quantkit.graph.capture import load_program
@@ -36,14 +37,46 @@ def load_model(
     if source.endswith(".pt2"):
         if weights is not None:
             raise ModelFileError(f"{source}: holds its own weights; leave {weights} out")
-        return load_program(Path(source))
+        program = load_program(Path(source))
+        require_finite(program, source)
+        return program
     module_name, colon, name = source.partition(":")
     if not colon or not name or Path(module_name).suffix in {".py", ".onnx", *_PICKLES}:
         raise ModelFileError(f"{source}: {_misread(source)}; {_FORMS}")
     model = _make(source, _import(source, module_name), name)
     if weights is not None:
         _fill(model, load_weights(weights), weights)
+    require_finite(model, source if weights is None else str(weights))
     return model.eval()
+
+
+def require_finite(model: nn.Module | torch.export.ExportedProgram, source: str) -> None:
+    """Refuse a model that training broke; ``source`` is where its weights come from.
+
+    Raises:
+        ModelFileError: a parameter, or a statistic of batch-norm, holds NaN or infinity.
+
+    Example:
+        >>> require_finite(nn.Linear(3, 2), "net:make")
+    """
+    # Other buffers may hold infinity with good reason, such as masks of attention.
+    tensors: list[tuple[str, str, Tensor]] = [
+        ("parameter", name, value) for name, value in model.named_parameters()
+    ]
+    tensors += [
+        ("buffer", name, value)
+        for name, value in model.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    ]
+    for kind, name, value in tensors:
+        if not value.dtype.is_floating_point or value.is_meta or is_lazy(value):
+            continue
+        values = value.detach().float() if value.element_size() == 1 else value.detach()
+        if bad := int((~values.isfinite()).sum()):
+            raise ModelFileError(
+                f"{source}: {kind} {name} holds NaN or infinity in {bad} of {value.numel()} "
+                "values; give weights of before the training diverged"
+            )
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -62,8 +95,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded:
         raise ModelFileError(
-            f"{path}: holds a {type(loaded).__name__}, no weights by name; save "
-            "model.state_dict() instead"
+            f"{path}: holds {_one(loaded)}, no weights by name; save model.state_dict() instead"
         )
     others = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
     if others:
@@ -133,7 +165,7 @@ def _make(source: str, module: Any, name: str) -> nn.Module:
         return factory
     if not callable(factory):
         raise ModelFileError(
-            f"{source}: is a {type(factory).__name__}; name a function that returns the model"
+            f"{source}: is {_one(factory)}; name a function that returns the model"
         )
     try:
         model = factory()
@@ -142,9 +174,7 @@ def _make(source: str, module: Any, name: str) -> nn.Module:
             f"{source}: {name}() fails: {_told(error)}; it must run without arguments"
         ) from error
     if not isinstance(model, nn.Module):
-        raise ModelFileError(
-            f"{source}: returns a {type(model).__name__}; it must return a torch.nn.Module"
-        )
+        raise ModelFileError(f"{source}: returns {_one(model)}; it must return a torch.nn.Module")
     return model
 
 
@@ -204,6 +234,12 @@ def _read_pickle(path: Path) -> object:
             f"{path}: {reason}; where you trust it, load it in Python and write its "
             "model.state_dict() with safetensors.torch.save_file"
         ) from error
+
+
+def _one(value: object) -> str:
+    """The kind of a value with its article: ``an int``, ``a list``."""
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeioAEIO' else 'a'} {kind}"
 
 
 def _told(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 For models already written with ``torch.ao.quantization`` (``QuantStub``, ``qconfig``): hand them
 `qconfig` of a quantkit scheme. torch.ao's eager flow is deprecated; this is the only file that
-touches it. New models want ``quantkit.quantize`` and ``quantkit.finetune`` instead.
+touches it. New models want ``quantkit.quantize`` instead.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from quantkit.graph.capture import Capture, DynamicShapes, capture
 from quantkit.graph.functionalize import functionalize
 from quantkit.graph.placement import place
 from quantkit.interfaces import Calibrator, Finding, Pass, Rounding, Severity, Target
+from quantkit.loading import require_finite
 from quantkit.model import Layer, QuantizedModel, evaluate_constant, insert_quantizers
 from quantkit.progress import track
 from quantkit.recipe import PlugIn, Recipe, read_recipe
@@ -103,10 +104,10 @@ def resolve_recipe(
             cannot run it; the message says which recipe to use instead.
     """
     found = recipe if isinstance(recipe, Recipe) else _find_recipe(recipe)
+    hardware.named_cpu(cpu)  # a misspelt name is refused also where no grid depends on it
     weights = [s.weights for s in (found.scheme, *(o.scheme for o in found.overrides)) if s]
     if any(w is not None and w.bits_without_vnni is not None for w in weights):
-        processor = hardware.detect_cpu() if cpu == "auto" else hardware.named_cpu(cpu)
-        found = found.with_weight_bits(hardware.weight_bits(processor))
+        found = found.with_weight_bits(hardware.weight_bits(hardware.named_cpu(cpu)))
     _plugin("calibrators", found.calibrator, Calibrator)
     _plugin("rounding", found.rounding, Rounding)
     for name in found.passes:
@@ -140,6 +141,7 @@ def prepare(
     unchanged until ``calibrate``.
     """
     recipe = recipe if isinstance(recipe, Recipe) else resolve_recipe(recipe)
+    require_finite(model, type(model).__name__)
     with _evaluating(model):
         captured = capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes)
     # torch.export shares parameters with the model: passes must not change the user's.

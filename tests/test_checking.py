@@ -190,7 +190,45 @@ def test_an_output_without_scores_has_no_agreement() -> None:
     assert [f.code for f in judge(output, None, 0.9)] == ["no-agreement"]
 
 
+def test_a_file_far_from_the_quantized_model_it_should_repeat_is_an_error(
+    file: Path, quantized: qk.QuantizedModel, batches: list[Tensor]
+) -> None:
+    assert qk.check(file, "onnxruntime", reference=quantized, data=batches).ok
+    other = copy.deepcopy(quantized)
+    with torch.no_grad():
+        next(p for name, p in other.named_parameters() if name.endswith("fc3.weight")).neg_()
+    report = qk.check(file, "onnxruntime", reference=other, data=batches)
+    (finding,) = report.findings
+    assert (finding.code, finding.severity) == ("deployment-differs", Severity.ERROR)
+    assert f"SQNR {report.outputs[0].sqnr:.1f} dB" in finding.why
+    assert not report.ok
+    # A least SQNR of the user's own takes its place, also a lower one.
+    assert qk.check(file, "onnxruntime", reference=other, data=batches, min_sqnr=-99.0).ok
+
+
+def test_a_float_reference_has_no_floor(file: Path, batches: list[Tensor]) -> None:
+    other = copy.deepcopy(small_models.mlp())
+    with torch.no_grad():
+        other.get_submodule("fc3").weight.neg_()  # type: ignore[operator]
+    assert qk.check(file, "onnxruntime", reference=other, data=batches).ok
+
+
 # Coverage and findings
+
+
+@pytest.mark.parametrize(("recipe", "told"), [("int8_ptq", True), ("int8_cpu", False)])
+def test_a_convolution_network_for_tensorrt_is_told_once_to_use_int8_cpu(
+    recipe: str, told: bool, tmp_path: Path
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.SiLU(), nn.Conv2d(32, 32, 3), nn.SiLU()).eval()
+    qmodel = qk.quantize(net, recipe, calibration=[torch.randn(4, 3, 12, 12)])
+    report = qk.check(qk.export_onnx(qmodel, tmp_path / "net.onnx"), "onnxruntime")
+    found = [finding for finding in report.findings if finding.code == "none-in-int8"]
+    assert [finding.fix for finding in found] == [
+        "Quantize with --recipe int8_cpu for ONNX Runtime."
+    ] * told
+    assert bool(report.coverage.covered) is not told
+    assert report.coverage.planned
 
 
 def test_layers_left_in_float_tell_the_plans_reason(net: nn.Module, tmp_path: Path) -> None:
@@ -290,7 +328,8 @@ def test_percents_for_shares_are_refused(file: Path, net: nn.Module, batches: li
     [
         ([], "no batch"),
         ([torch.full((2, 32), math.nan)], "NaN"),
-        ([torch.zeros(2, 31)], "reference model fails"),
+        ([torch.zeros(2, 31)], r"reference model fails on x float32 \(2, 31\)"),
+        ([torch.zeros(2, 32).half()], r"reference model fails on x float16 \(2, 32\)"),
         ([{"y": torch.zeros(2, 32)}], "reference model fails"),
     ],
 )

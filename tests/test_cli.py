@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -53,6 +54,21 @@ def make() -> Net:
     return Net()
 
 
+def diverged() -> Net:
+    made = Net()
+    with torch.no_grad():
+        made.fc.weight[0, 0] = float("nan")
+    return made
+
+
+def nothing() -> nn.Module:
+    return nn.Sequential(nn.ReLU(), nn.Flatten())
+
+
+def number() -> int:
+    return 3
+
+
 def broken() -> Net:
     raise ValueError("no such file: weights.bin")
 '''
@@ -85,6 +101,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.yaml").write_text("scheme: {weights: {per: channel}}\n")
     fp8 = "{dtype: fp8_e4m3}"
     (folder / "fp8.yaml").write_text(f"scheme: {{weights: {fp8}, activations: {fp8}}}\n")
+    (folder / "vain.yaml").write_text(
+        "{scheme: {weights: {per: channel}}, overrides: [{module: hed, scheme: null}]}\n"
+    )
+    for kind in ("npy", "npz"):
+        lost = {"source": f"lost.{kind}", "inputs": {"x": {}}}
+        (folder / f"{kind}.yaml").write_text(json.dumps(lost))
     (folder / "malformed.yaml").write_text("scheme: [unclosed\n")
     (folder / "wrong.yaml").write_text("scheme: {weights: {dtyp: int8}}\n")
 
@@ -271,12 +293,87 @@ def test_a_static_model_has_fixed_shapes(work: Path, run: Run) -> None:
     assert [size.dim_value for size in sizes] == [4, 3, 8, 8]
 
 
+def quantize_told(run: Run, options: str) -> tuple[list[dict[str, str]], list[str]]:
+    """The warnings of the JSON, and those of standard error."""
+    code, out, err = run(f"quantize {options} -o told.onnx --json")
+    assert code == 0, err
+    return json.loads(out)["warnings"], [x for x in err.splitlines() if x.startswith("warning[")]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (
+            "net:make --recipe int8_activation_only --data calib.yaml",
+            "activation-only",
+            "with float weights run in float",
+        ),
+        (
+            "net:make --recipe int8_asymmetric --cpu avx2 --data calib.yaml",
+            "saturates-without-vnni",
+            "saturate in 16 bits",
+        ),
+        (
+            "net:nothing --recipe int8_weight_only --input-shape 1,3,8,8",
+            "nothing-quantized",
+            "no convolution, linear layer or matrix product",
+        ),
+        (
+            "net:make --recipe vain.yaml --input-shape 1,3,8,8",
+            "unused-override",
+            "override module=hed matched no layer",
+        ),
+    ],
+)
+def test_quantize_warns_on_standard_error_and_in_the_json(
+    options: str, code: str, words: str, run: Run
+) -> None:
+    told, printed = quantize_told(run, options)
+    assert [finding["code"] for finding in told] == [code]
+    assert words in told[0]["why"]
+    (line,) = printed
+    assert line.startswith(f"warning[{code}]")
+    assert words in line
+
+
+def test_a_model_left_in_float_tells_the_plans_reasons(work: Path, run: Run) -> None:
+    (work / "none.yaml").write_text("scheme: {}\n")
+    told, printed = quantize_told(run, "net:make --recipe none.yaml --input-shape 1,3,8,8")
+    reasons = {
+        decision["reason"]
+        for decision in json.loads(
+            run("quantize net:make --recipe none.yaml --input-shape 1,3,8,8 -o told.onnx --json")[1]
+        )["plan"]["decisions"]
+    }
+    assert told[0]["code"] == "nothing-quantized"
+    assert reasons
+    assert all(reason in told[0]["why"] and reason in printed[0] for reason in reasons)
+
+
+def test_a_sound_run_warns_of_nothing(run: Run) -> None:
+    assert quantize_told(run, "net:make --data calib.yaml") == ([], [])
+
+
 # What is refused: a line, a way out, an exit code, and no file
 
 REFUSED = [
     ("--data empty.yaml", 4, "no row; give data"),
     ("--data narrow.yaml", 5, "to have 3 channels, but got 1"),
     ("--data whole.yaml", 5, "Input type (long int) and bias type (float)"),
+    ("--data whole.yaml", 5, "with x int64 (4, 3, 8, 8): "),
+    ("--data whole.yaml", 5, "Way out: check the shape and dtype of the data"),
+    ("--data npy.yaml", 4, "lost.npy: no such file; correct source"),
+    ("--data npz.yaml", 4, "lost.npz: no such file; correct source"),
+    ("--data calib.yaml --form nope", 2, "'--form': 'nope' is not one of 'tensorrt'"),
+    ("--data calib.yaml --cpu foo", 3, "no CPU kind 'foo'; there are: auto"),
+    (
+        "--data nan.yaml --recipe int8_asymmetric --form tensorrt", 3,
+        "has no form that TensorRT takes (it wants zero-point 0); use --recipe int8_ptq",
+    ),
+    (
+        "--data nan.yaml --recipe int8_asymmetric --target onnxruntime --cpu vnni --form tensorrt",
+        3, "use --recipe int8_ptq, or --form onnxruntime",
+    ),
     ("--data nan.yaml", 4, "batch 2, input 'x' holds NaN"),
     ("--data absent.yaml", 4, "No such file"),
     ("--data malformed.yaml", 4, "while parsing"),
@@ -322,6 +419,8 @@ def test_quantize_refuses_with_one_line_and_its_exit_code(
         ("net:Branching", 5, "depends on tensor values"),
         ("net:broken", 6, "ValueError: no such file: weights.bin"),
         ("net:mak", 6, "there are: Net, Branching, make"),
+        ("net:number", 6, "returns an int; it must"),
+        ("net:diverged", 6, "parameter fc.weight holds NaN or infinity in 1 of 9216 values"),
         ("nets:make", 6, "no module 'nets'; run from the folder"),
         ("net.py:make", 6, "write net:make"),
         ("net.pth", 6, "(--weights takes it)"),
@@ -449,8 +548,71 @@ def test_a_run_ended_while_it_writes_leaves_the_good_file_of_the_last(tmp_path: 
 
         assert process.returncode == ends[number]
         assert (folder / "net.onnx").read_bytes() == b"the good file"
+        words = {signal.SIGINT: "error: interrupted;", signal.SIGTERM: "error: terminated;"}
+        if number in words:
+            (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+            assert line.startswith(words[number])
         assert "Traceback" not in err
         # Nobody can tidy up after a kill -9; what is left then is hidden, and not in its place.
         left = [file.name for file in folder.glob("*onnx*") if file.name != "net.onnx"]
         assert left == [] or number is signal.SIGKILL
         assert all(name.startswith(".") for name in left)
+
+
+IMPORTED = """
+import os
+import signal
+
+
+def swallow():
+    try:
+        os.kill(os.getpid(), signal.{name})
+    except BaseException as error:
+        raise {error}("half an import") from error
+
+
+swallow()
+"""
+
+
+@pytest.mark.parametrize("error", ["ImportError", "RecursionError"])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_that_an_import_turns_into_an_error_still_ends_the_run(
+    name: str, code: int, error: str, work: Path, run: Run
+) -> None:
+    sys.modules.pop("swallows", None)
+    importlib.invalidate_caches()
+    (work / "swallows.py").write_text(IMPORTED.format(name=name, error=error))
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    ended, out, err = run("quantize swallows:make --data calib.yaml -o refused.onnx")
+    assert (ended, out, err.count("\n")) == (code, "", 1)
+    assert err.startswith(("error: interrupted;", "error: terminated;"))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_signal_that_an_import_swallows_ends_the_run_at_the_next_step(
+    work: Path, run: Run
+) -> None:
+    sys.modules.pop("deaf", None)
+    importlib.invalidate_caches()
+    (work / "deaf.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except BaseException:\n"
+        "    from net import make\n"
+    )
+    code, out, err = run("quantize deaf:make --data calib.yaml -o refused.onnx")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1].startswith("error: interrupted;")
+    assert not list(work.glob("*refused*"))
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    code = "import sys; from quantkit.__main__ import main; sys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1)
+    assert done.stderr.startswith("error: interrupted")

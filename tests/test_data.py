@@ -405,7 +405,7 @@ def test_an_image_column_read_as_numbers_is_told_to_set_mode(tmp_path: Path) -> 
         ("x.csv", b"a,b", "neither .parquet, .npz nor .npy"),
         ("x.npz", b"text", "x.npz: .*numpy.savez"),
         ("x.npy", b"text", "x.npy: .*numpy.savez"),
-        ("none.npy", None, "none.npy: .*No such file"),
+        ("none.npy", None, "none.npy: no such file; correct source"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_named(

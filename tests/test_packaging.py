@@ -113,7 +113,7 @@ def test_the_wheel_holds_the_licence_and_the_command(wheel: tuple[Path, set[str]
     path, _ = wheel
     with zipfile.ZipFile(path) as archive:
         (entry,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
-        assert "quantkit = quantkit.cli:main" in archive.read(entry).decode()
+        assert "quantkit = quantkit.__main__:main" in archive.read(entry).decode()
         (licence,) = (n for n in archive.namelist() if n.endswith("LICENSE"))
         assert "Apache License" in archive.read(licence).decode()
 

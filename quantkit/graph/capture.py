@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from quantkit.errors import CaptureError, ModelFileError
-from quantkit.graph.exporting import export, first_line
+from quantkit.graph.exporting import export, first_line, told_inputs
 from quantkit.graph.products import split_products
 
 DynamicShapes: TypeAlias = Literal["batch"] | Mapping[str, Any] | Sequence[Any] | None
@@ -96,6 +96,7 @@ def capture(
     shapes: Any = dynamic_shapes
     if dynamic_shapes == "batch":
         args, keywords, positional, named = _with_batch(args, keywords)
+        _bind(model, args, keywords)  # tells the inputs themselves, where they are not taken
         shapes = _bind(model, positional, named)
     program = export(model, args, keywords, shapes)
     again = _for_graph(shapes, model, args, keywords)
@@ -254,8 +255,8 @@ def _bind(
         return (signature.bind_partial if partial else signature.bind)(*args, **kwargs).arguments
     except TypeError as error:
         raise CaptureError(
-            f"{type(model).__name__} does not take the example inputs: {error}; pass what its "
-            "forward takes"
+            f"{type(model).__name__} does not take the example inputs "
+            f"{told_inputs(model, args, kwargs)}: {error}; pass what its forward takes"
         ) from error
 
 

@@ -72,6 +72,8 @@ def clip_in_integers(graph: ir.Graph) -> int:
         bounds = _bounds(node)
         if bounds is None or any(grid is None or grid[2] != 0 for grid in grids):
             continue
+        if any(q.outputs[0].is_graph_output() for q in quantizers):
+            continue
         source = node.inputs[0]
         assert source is not None
         for quantizer, grid in zip(quantizers, grids, strict=True):
@@ -158,7 +160,7 @@ def _bounds(node: ir.Node) -> tuple[float, float | None] | None:
             continue
         if bound.const_value is None:
             return None
-        values[position - 1] = float(bound.const_value.numpy())
+        values[position - 1] = float(bound.const_value.numpy().item())
     low, high = values
     return (-np.inf if low is None else low), high
 
@@ -172,7 +174,7 @@ def _grid(quantize: ir.Node) -> tuple[float, int, int, int] | None:
     if array.size != 1 or array.dtype not in (np.int8, np.uint8):
         return None
     ends = np.iinfo(array.dtype)
-    return float(scale.const_value.numpy()), int(array), int(ends.min), int(ends.max)
+    return float(scale.const_value.numpy().item()), int(array.item()), int(ends.min), int(ends.max)
 
 
 def _ends(grid: tuple[float, int, int, int], bound: float, *, first: bool) -> bool:

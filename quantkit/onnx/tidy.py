@@ -45,13 +45,15 @@ def _forget(part: ir.Node | ir.Value | ir.Graph) -> None:
 def name_dimensions(graph: ir.Graph) -> None:
     """Call what varies ``batch`` (the first dimension) or ``<input>_<dimension>``, not ``s77``."""
     names: dict[str, str] = {}
+    taken = {s.value for v in graph.inputs for s in v.shape or () if isinstance(s, ir.SymbolicDim)}
     for value in graph.inputs:
         for index, size in enumerate(value.shape or ()):
             symbol = size.value if isinstance(size, ir.SymbolicDim) else None
             if symbol is None or symbol in names or not _RAW_SYMBOL.fullmatch(symbol):
                 continue
-            free = index == 0 and "batch" not in names.values()
+            free = index == 0 and "batch" not in taken
             names[symbol] = "batch" if free else f"{value.name}_{index}"
+            taken.add(names[symbol])
     inner = [v for n in graph.all_nodes() for v in n.outputs]
     for value in (*graph.inputs, *inner, *(v for g in graph.subgraphs() for v in g.inputs)):
         if value.shape is not None:
@@ -144,7 +146,7 @@ def _spatial_pads(node: ir.Node) -> list[int] | None:
     if (mode is not None and mode.as_string() != "constant") or pads is None:
         return None
     fill = node.inputs[2] if len(node.inputs) > 2 else None
-    if fill is not None and (fill.const_value is None or float(fill.const_value.numpy()) != 0):
+    if fill is not None and (fill.const_value is None or fill.const_value.numpy().any()):
         return None
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         return None

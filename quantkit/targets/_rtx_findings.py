@@ -81,7 +81,8 @@ def sentence(text: str) -> str:
     return text if text.endswith("?") else text.rstrip(".") + "."
 
 
-def _refused(where: str, text: str, *, operator: str = "") -> Finding:
+def _refused(where: str, text: str, *, operator: str = "", named: bool = True) -> Finding:
+    """One refusal; ``named``: ``where`` is a part of the model, not the file."""
     why = sentence(text)
     for pattern, code, fix in _KNOWN:
         if re.search(pattern, why):
@@ -101,7 +102,10 @@ def _refused(where: str, text: str, *, operator: str = "") -> Finding:
         code="builder-refused",
         where=where,
         why=why,
-        fix="Leave the part that it names in float, or change the shapes it is built for.",
+        fix=f"Leave {where} in float, or change the shapes it is built for."
+        if named
+        else "Build the float model: if it is refused as well, change that model or the shapes it "
+        "is built for; else leave layers in float by overrides until it builds.",
     )
 
 
@@ -112,7 +116,8 @@ def _from_refusal(refusal: Refusal, errors: tuple[str, ...], model: str) -> Find
         why = next((text for text in clear if refusal.node and refusal.node in text), why)
         if why == refusal.why:
             why = "Invalid Node"
-    return _refused(refusal.node or model, why, operator=refusal.operator)
+    named = bool(refusal.node)
+    return _refused(refusal.node or model, why, operator=refusal.operator, named=named)
 
 
 def from_outcome(
@@ -137,7 +142,7 @@ def from_outcome(
         names = [node.name for node in reader.compute_nodes]
         for text in messages or ["It gives no reason"]:
             where = next((name for name in names if f"'{name}'" in text), model)
-            findings.append(_refused(where, text))
+            findings.append(_refused(where, text, named=where in names))
     unique = {(finding.where, finding.code): finding for finding in reversed(findings)}
     return list(reversed(unique.values()))
 

@@ -350,6 +350,8 @@ def test_a_model_that_cannot_be_captured_gets_one_line_with_the_place_and_the_wa
     assert "\n" not in text
     assert text.startswith(f"{type(model).__name__} cannot be captured")
     assert way_out in text
+    assert " with x float32 (4, 8): " in text
+    assert ". Way out: " in text
     if line is not None:
         lines = Path(__file__).read_text(encoding="utf-8").splitlines()
         number = next(i for i, found in enumerate(lines, 1) if found.strip().startswith(line))
@@ -368,7 +370,53 @@ def test_inputs_that_are_no_tuple_are_refused() -> None:
 
 
 def test_inputs_that_the_model_does_not_take_are_named() -> None:
-    with pytest.raises(CaptureError, match="Linear does not take the example inputs: too many"):
+    with pytest.raises(CaptureError, match=r"Linear does not take the example inputs .*: too many"):
         capture(nn.Linear(8, 8), (rows(2), rows(2)))
     with pytest.raises(CaptureError, match=r"Linear cannot be captured.*Way out"):
         capture(nn.Linear(4, 8), (rows(2),))
+
+
+class Keywords(nn.Module):
+    """Inputs without names of their own."""
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return inputs["x"] + 1
+
+
+LINEAR = nn.Linear(8, 8)
+CONV = nn.Conv2d(3, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "told"),
+    [
+        (LINEAR, torch.ones(4, 8, dtype=torch.int64), "input int64 (4, 8)"),
+        (LINEAR, torch.ones(4, 7), "input float32 (4, 7)"),
+        (copy.deepcopy(LINEAR).half(), torch.ones(4, 8), "input float32 (4, 8)"),
+        (CONV, torch.ones(2, 3, 8, 8, dtype=torch.int32), "input int32 (2, 3, 8, 8)"),
+        (CONV, torch.ones(2, 1, 8, 8), "input float32 (2, 1, 8, 8)"),
+        (copy.deepcopy(CONV).half(), torch.ones(2, 3, 8, 8), "input float32 (2, 3, 8, 8)"),
+        (nn.Embedding(8, 8), torch.ones(2, 3), "input float32 (2, 3)"),
+    ],
+)
+@pytest.mark.parametrize("dynamic", ["batch", None])
+def test_data_of_another_shape_or_type_are_named_and_are_the_way_out(
+    model: nn.Module, inputs: Tensor, told: str, dynamic: Any
+) -> None:
+    with pytest.raises(CaptureError) as caught:
+        capture(model, (inputs,), dynamic_shapes=dynamic)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert f"with {told}: " in text
+    assert ". Way out: check the shape and dtype of the data" in text
+    assert "torch.export.export" not in text
+
+
+def test_half_data_fit_a_half_model() -> None:
+    model = copy.deepcopy(LINEAR).half()
+    assert_same(model, capture(model, (torch.ones(4, 8).half(),)), torch.ones(3, 8).half())
+
+
+def test_inputs_that_forward_takes_without_names_are_to_be_written_out() -> None:
+    with pytest.raises(CaptureError, match=r"with x float32 \(4, 8\).*as forward\(self, x\)"):
+        capture(Keywords(), (), {"x": rows(4)})
