@@ -231,3 +231,17 @@ def test_integers_that_the_graph_puts_out_are_clipped_where_they_were() -> None:
     assert clip_in_integers(model.graph) == 0
     (y,) = run(model, np.array([-5.0, 3.0], np.float32))
     assert y.tolist() == [128, 158]
+
+
+@pytest.mark.parametrize("rewrite", [remove_implied_clips, clip_in_integers])
+def test_a_grid_for_the_only_channel_is_one_for_the_tensor(rewrite: object) -> None:
+    model = graph_of(
+        "(float[N, 1] x) => (float[N, 1] y) <float[1] s = {0.1}, uint8[1] z = {0}>"
+        "{ r = Relu(x) q = QuantizeLinear<axis = 1>(r, s, z)"
+        " y = DequantizeLinear<axis = 1>(q, s, z) }"
+    )
+    x = np.linspace(-20, 40, 100, dtype=np.float32).reshape(-1, 1)
+    (before,) = run(model, x)
+    assert rewrite(model.graph) == 1  # type: ignore[operator]
+    assert "Relu" not in operators(model)
+    np.testing.assert_array_equal(run(model, x)[0], before)
