@@ -98,6 +98,11 @@ class ComputeNode:
             s.dequantize is not None and s.dequantize.constant for s in (self.left, self.right)
         )
 
+    @property
+    def float_weight(self) -> bool:
+        """Whether a stored operand is in float: then the kernel multiplies in float."""
+        return any(s.constant and s.dequantize is None for s in (self.left, self.right))
+
 
 _DTYPES: dict[int, str] = {
     TensorProto.INT8: "int8",

@@ -134,7 +134,7 @@ def kernel_for(kernels: Iterable[Kernel], node: str) -> Kernel | None:
     return covering[0] if covering else None
 
 
-def precision(kernel: Kernel, *, quantized_weight: bool) -> str:
+def precision(kernel: Kernel, *, quantized_weight: bool, float_weight: bool = False) -> str:
     """The format in which a kernel multiplies.
 
     A product runs in the format of its first operand. Where that is float and the weights are
@@ -144,11 +144,13 @@ def precision(kernel: Kernel, *, quantized_weight: bool) -> str:
         kernel: from ``kernel_for``.
         quantized_weight: the node's weight comes from DequantizeLinear. A fused kernel may hold
             the small weights of one node and the float weights of another.
+        float_weight: the node's weight is in float: a kernel that reads int8 beside it converts
+            what it reads, and multiplies in float.
     """
     formats = [tensor.format for tensor in kernel.inputs]
     stored = [tensor.format for tensor in kernel.constants if len(tensor.dimensions) > 1]
     low = [name for name in formats if name in LOW]
-    if kernel.is_product and low:
+    if kernel.is_product and low and not float_weight:
         if _ATTENTION.search(kernel.name):
             if len(low) >= 3:  # queries, keys and values; a mask may be float
                 return low[0]

@@ -228,7 +228,11 @@ class TensorRTRTX(Target):
             kernel = kernel_for(kernels, node.name)
             runs = "none"
             if kernel is not None:
-                runs = precision(kernel, quantized_weight=node.quantized_weight)
+                runs = precision(
+                    kernel,
+                    quantized_weight=node.quantized_weight,
+                    float_weight=node.float_weight,
+                )
             reason = node.reason or _why_not_quantized(node, outcome, kernel)
             if kernel is not None and node.quantized and _falls_short(node, runs):
                 reason, fix = why_float(node, self._sm)
