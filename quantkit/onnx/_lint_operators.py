@@ -82,7 +82,7 @@ def _dynamic_shape(index: GraphIndex) -> Iterator[Hit]:
             yield Hit(
                 -1,
                 value.name,
-                f"Its dimensions {', '.join(free)} are free; TensorRT builds only with a profile.",
+                f"Dynamic: {', '.join(free)}; TensorRT builds only with a profile.",
                 "Give the build an optimization profile: least, usual and largest shape.",
             )
 
