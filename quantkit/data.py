@@ -6,11 +6,12 @@ streams batches, decoding a row when its batch is due.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,22 +143,37 @@ class Data:
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
 
+    @property
+    def batch_count(self) -> int | None:
+        """How many batches there are; ``None`` where a stream does not tell."""
+        return None if self.rows is None else math.ceil(self.rows / self.spec.batch_size)
+
     def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
         """Batches of ``batch_size`` rows (by default the spec's); the last may be smaller.
 
         Raises:
             DataError: names the row that cannot be read or does not fit its batch.
         """
+        return (batch for _, batch in self.numbered(lambda _: True, batch_size))
+
+    def numbered(
+        self, wanted: Callable[[int], bool], batch_size: int | None = None
+    ) -> Iterator[tuple[int, Batch]]:
+        """The wanted batches with their numbers; the rows of all others are not decoded."""
         rows = self._table.rows()
-        while batch := list(islice(rows, batch_size or self.spec.batch_size)):
+        for index in count():
+            batch = list(islice(rows, batch_size or self.spec.batch_size))
+            if not batch:
+                return
+            if not wanted(index):
+                continue
             inputs = {
                 name: self._stack(batch, transform.column or name, transform.read)
                 for name, transform in self.spec.inputs.items()
             }
             label = self.spec.label
-            yield Batch(
-                inputs=inputs, labels=None if label is None else self._stack(batch, label, _label)
-            )
+            labels = None if label is None else self._stack(batch, label, _label)
+            yield index, Batch(inputs=inputs, labels=labels)
 
     def _stack(
         self,

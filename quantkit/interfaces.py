@@ -8,13 +8,13 @@ fields of a frozen dataclass; it holds no state of its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from quantkit.spec import Scheme
+from quantkit.spec import QuantSpec, Scheme
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,27 +55,73 @@ class Finding:
         return f"{self.severity}[{self.code}] {self.where}: {self.why} Fix: {self.fix}"
 
 
-class Calibrator(ABC):
-    """Sees samples of a tensor and returns the range that its grid should cover.
+#: Combines a tensor with those of all other processes, in place.
+Reduce: TypeAlias = "Callable[[Tensor, Literal['min', 'max', 'sum']], None]"
 
-    A calibrator is a frozen value; what it has seen is a mapping of tensors that the observer
-    keeps as buffers (so it is copied, moved and saved with the model).
+
+class Statistic(ABC):
+    """One thing that calibration keeps of a tensor: a few tensors of fixed shape.
+
+    A statistic is a frozen value; what it has seen is a mapping of tensors that the observer keeps
+    as buffers (so it is copied, moved and saved with the model) and that change in place.
     """
 
     @abstractmethod
     def start(self, channels: int) -> dict[str, Tensor]:
-        """The state before any sample: named tensors of fixed shape."""
+        """The state before any sample, by names that no other statistic uses."""
 
     @abstractmethod
-    def update(self, state: Mapping[str, Tensor], samples: Tensor) -> None:
-        """Take in ``samples`` of shape ``(channels, samples)``, changing ``state`` in place."""
+    def update(
+        self, state: Mapping[str, Tensor], samples: Tensor, low: Tensor, high: Tensor
+    ) -> None:
+        """Take in ``samples``, ``(channels, samples)``, whose ranges are ``low`` to ``high``."""
 
     @abstractmethod
-    def range(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def merge(self, state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+        """Take in what another state has seen."""
+
+    @abstractmethod
+    def reduce(self, state: Mapping[str, Tensor], reduce: Reduce) -> None:
+        """Take in what the states of all other processes have seen."""
+
+
+class Calibrator(ABC):
+    """Turns what was seen of a tensor into the range that its grid should cover.
+
+    A calibrator is a frozen value and keeps nothing: it names the statistics that it reads, and
+    the observer keeps them. So one pass over the data serves every calibrator.
+    """
+
+    @property
+    @abstractmethod
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What it reads beside the range of everything seen, which is always kept."""
+
+    @abstractmethod
+    def range(self, state: Mapping[str, Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor]:
         """The smallest and largest value to cover, each of shape ``(channels,)``.
 
-        Before any sample the smallest is ``+inf`` and the largest ``-inf``.
+        Before any sample the smallest is ``+inf`` and the largest ``-inf``; after a NaN or an
+        infinity one of them is not finite.
+
+        Args:
+            state: the statistics; ``channels`` may be those of many tensors.
+            spec: the form of the grid; its axis does not matter.
         """
+
+
+class Chooser(Calibrator):
+    """A calibrator that takes of each tensor what one of others finds."""
+
+    @property
+    @abstractmethod
+    def calibrators(self) -> tuple[Calibrator, ...]:
+        """Those that it chooses from."""
+
+    @property
+    @abstractmethod
+    def judged_by(self) -> int:
+        """How many samples to judge by at the model's outputs; 0 to choose from statistics."""
 
 
 class Pass(ABC):
@@ -186,3 +232,20 @@ class Target(ABC):
         self, model: Path, batches: Sequence[Mapping[str, np.ndarray]]
     ) -> list[list[np.ndarray]]:
         """The outputs for each batch of named inputs; ``TargetError`` where it cannot run here."""
+
+
+class EngineCalibrator(ABC):
+    """Serves calibration data to an engine builder, which finds the ranges by itself.
+
+    It lies in the folder of the calibrators, but it finds no range that a recipe could use.
+    """
+
+    @property
+    @abstractmethod
+    def algorithm(self) -> str:
+        """The algorithm as calibration caches name it, such as ``EntropyCalibration2``."""
+
+    @property
+    @abstractmethod
+    def base(self) -> str:
+        """The class of the builder's SDK that it extends, such as ``IInt8EntropyCalibrator2``."""

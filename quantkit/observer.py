@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 import torch
@@ -10,17 +10,21 @@ from torch import Tensor, nn
 
 from quantkit import numerics
 from quantkit.errors import DataError
-from quantkit.interfaces import Calibrator
+from quantkit.interfaces import Calibrator, Statistic
 from quantkit.numerics import QParams
 from quantkit.spec import QuantSpec
+from quantkit.statistics import Range
 
 
 class Observer(nn.Module):
     """Takes statistics of the tensors that pass through it, and returns them unchanged.
 
-    The statistics are the calibrator's state, kept as buffers under its own names, so they are
-    copied, moved and saved with the model. ``forward`` never waits for the device: NaN and
-    infinities stay in the statistics and are reported by `calculate_qparams`.
+    The statistics that the calibrator reads are kept as buffers, so they are copied, moved and
+    saved with the model. ``forward`` never waits for the device: NaN and infinities stay in the
+    range and are reported by `calculate_qparams`.
+
+    Attributes:
+        statistics: what is kept; ``state`` is what they have seen.
 
     Args:
         spec: the grid to find; its axis says how tensors are laid out.
@@ -49,10 +53,9 @@ class Observer(nn.Module):
         self.calibrator = calibrator
         self.channels = channels
         self.name = name
-        state = calibrator.start(channels)
-        self._state_names = tuple(state)
-        for key, value in state.items():
-            self.register_buffer(key, value)
+        self.statistics: tuple[Statistic, ...] = ()
+        self._state_names: tuple[str, ...] = ()
+        self._keep((Range(), *calibrator.statistics), persistent=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Take ``x`` in; returns ``x`` itself. An empty tensor holds nothing to see."""
@@ -65,12 +68,30 @@ class Observer(nn.Module):
                 f"{tuple(x.shape)}, but was prepared for {self.channels}; prepare the model again "
                 "with inputs of this shape"
             )
-        self.calibrator.update(self._state(), samples)
+        low, high = numerics.row_range(samples)
+        state = self.state
+        for statistic in self.statistics:
+            statistic.update(state, samples, low, high)
         return x
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What was seen, by the names of the statistics: the buffers themselves."""
+        # Not get_buffer, which takes the name apart: this runs for each batch.
+        buffers = self._buffers
+        return {key: value for key in self._state_names if (value := buffers[key]) is not None}
+
+    def keep(self, statistics: Iterable[Statistic]) -> None:
+        """Keep these too from now on; ``state_dict`` does not hold them.
+
+        Raises:
+            ValueError: one is kept already, with other settings.
+        """
+        self._keep(statistics, persistent=False)
 
     def range(self) -> tuple[Tensor, Tensor]:
         """The smallest and largest value to cover, each of shape ``(channels,)``."""
-        return self.calibrator.range(self._state())
+        return self.calibrator.range(self.state, self.spec)
 
     def calculate_qparams(self) -> QParams:
         """The grid that covers the range: ``()`` per tensor, else flat, of shape ``(channels,)``.
@@ -78,7 +99,21 @@ class Observer(nn.Module):
         Raises:
             DataError: where nothing was observed, or NaN or infinity was.
         """
-        minimum, maximum = self.range()
+        self.check()
+        return self.grid(*self.range())
+
+    def grid(self, minimum: Tensor, maximum: Tensor) -> QParams:
+        """The grid that covers a range of shape ``(channels,)``, in the shape of this tensor."""
+        shape = () if self.spec.axis is None else (self.channels,)
+        return numerics.choose_qparams(minimum.reshape(shape), maximum.reshape(shape), self.spec)
+
+    def check(self) -> None:
+        """Refuse to go on with nothing, or with NaN or infinity.
+
+        Raises:
+            DataError: where nothing was observed, or NaN or infinity was.
+        """
+        minimum, maximum = self.get_buffer("minimum"), self.get_buffer("maximum")
         if bool((minimum > maximum).all()):
             raise DataError(
                 f"{self._label} has observed nothing; run calibration batches through the model, "
@@ -89,13 +124,12 @@ class Observer(nn.Module):
                 f"{self._label} has observed NaN or infinity; look for them in the calibration "
                 "data, or run the model in float32 if float16 overflows"
             )
-        shape = () if self.spec.axis is None else (self.channels,)
-        return numerics.choose_qparams(minimum.reshape(shape), maximum.reshape(shape), self.spec)
 
     def reset(self) -> None:
         """Forget everything seen."""
-        for key, value in self.calibrator.start(self.channels).items():
-            self.get_buffer(key).copy_(value)
+        for statistic in self.statistics:
+            for key, value in statistic.start(self.channels).items():
+                self.get_buffer(key).copy_(value)
 
     def extra_repr(self) -> str:
         """Such as ``int8 symmetric per tensor, MinMax()``."""
@@ -106,8 +140,23 @@ class Observer(nn.Module):
     def _label(self) -> str:
         return f"tensor {self.name!r}" if self.name else "an unnamed tensor"
 
-    def _state(self) -> dict[str, Tensor]:
-        return {key: self.get_buffer(key) for key in self._state_names}
+    def _keep(self, statistics: Iterable[Statistic], *, persistent: bool) -> None:
+        for statistic in statistics:
+            if statistic in self.statistics:
+                continue
+            state = statistic.start(self.channels)
+            taken = state.keys() & set(self._state_names)
+            if taken:
+                kept = next(s for s in self.statistics if taken & s.start(1).keys())
+                raise ValueError(
+                    f"{self._label} keeps {kept} already, and cannot keep {statistic} beside it; "
+                    "give the calibrators that read them the same settings"
+                )
+            device = self.get_buffer("minimum").device if self._state_names else None
+            for key, value in state.items():
+                self.register_buffer(key, value.to(device), persistent=persistent)
+            self.statistics = (*self.statistics, statistic)
+            self._state_names = (*self._state_names, *state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow the model to its device, but not to float16: statistics overflow there."""

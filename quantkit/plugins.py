@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from quantkit.errors import RecipeError
+from quantkit.interfaces import Calibrator, EngineCalibrator
 
 T = TypeVar("T")
 
@@ -35,6 +36,17 @@ def names(folder: str) -> list[str]:
     return sorted(m.name for m in modules if not m.ispkg and not m.name.startswith("_"))
 
 
+def names_of(folder: str, base: type) -> list[str]:
+    """List the plug-ins of one folder that implement ``base``; this imports them all.
+
+    Example:
+        >>> from quantkit.interfaces import Calibrator
+        >>> set(names_of("calibrators", Calibrator)) < set(names("calibrators"))
+        True
+    """
+    return [name for name in names(folder) if _classes(_module(folder, name), base)]
+
+
 def find(folder: str, name: str, base: type[T]) -> type[T]:
     """Import one plug-in and return its class.
 
@@ -47,7 +59,7 @@ def find(folder: str, name: str, base: type[T]) -> type[T]:
         The one concrete subclass of ``base`` that the file defines.
 
     Raises:
-        RecipeError: there is no such plug-in.
+        RecipeError: there is no such plug-in, or it is one of another kind than ``base``.
         TypeError: the file does not define exactly one concrete subclass of ``base``.
 
     Example:
@@ -55,20 +67,14 @@ def find(folder: str, name: str, base: type[T]) -> type[T]:
         >>> issubclass(find("calibrators", "minmax", Calibrator), Calibrator)
         True
     """
-    known = names(folder)
-    if name not in known:
-        raise RecipeError(_unknown(base.__name__.lower(), name, known))
-    module = importlib.import_module(f"{_package(folder).__name__}.{name}")
-    found = [
-        member
-        for member in vars(module).values()
-        if inspect.isclass(member)
-        and member.__module__ == module.__name__
-        and issubclass(member, base)
-        and not inspect.isabstract(member)
-    ]
-    # One class under two names (``Old = New``) is still one class.
-    unique = list(dict.fromkeys(found))
+    if name not in names(folder):
+        # "enginecalibrator" is no word for people.
+        kind = "calibrator" if folder == "calibrators" else base.__name__.lower()
+        raise RecipeError(_unknown(kind, name, names_of(folder, base)))
+    module = _module(folder, name)
+    unique = _classes(module, base)
+    if not unique and folder == "calibrators":
+        _refuse_other_kind(name, module)
     if len(unique) != 1:
         classes = ", ".join(member.__name__ for member in unique) or "none"
         raise TypeError(
@@ -93,6 +99,39 @@ def recipe_path(name: str) -> Path:
     if name not in recipes:
         raise RecipeError(_unknown("recipe", name, sorted(recipes)))
     return recipes[name]
+
+
+def _module(folder: str, name: str) -> ModuleType:
+    return importlib.import_module(f"{_package(folder).__name__}.{name}")
+
+
+def _classes(module: ModuleType, base: type[T]) -> list[type[T]]:
+    """The concrete subclasses of ``base`` that a module defines itself."""
+    found = [
+        member
+        for member in vars(module).values()
+        if inspect.isclass(member)
+        and member.__module__ == module.__name__
+        and issubclass(member, base)
+        and not inspect.isabstract(member)
+    ]
+    # One class under two names (``Old = New``) is still one class.
+    return list(dict.fromkeys(found))
+
+
+def _refuse_other_kind(name: str, module: ModuleType) -> None:
+    """Tell the two kinds of calibrators apart: those of recipes, and those of engine builders."""
+    if _classes(module, EngineCalibrator):
+        raise RecipeError(
+            f"calibrator {name!r} serves an engine builder and finds no ranges for a recipe; use "
+            f"`quantkit build --calibrator {name} model.onnx`, or in a recipe `calibrator: entropy`"
+        )
+    if _classes(module, Calibrator):
+        builders = ", ".join(names_of("calibrators", EngineCalibrator))
+        raise RecipeError(
+            f"calibrator {name!r} is one of recipes, and serves no engine builder; those that do "
+            f"are {builders}; or quantize with it (`calibrator: {name}` in a recipe)"
+        )
 
 
 def _package(folder: str) -> ModuleType:

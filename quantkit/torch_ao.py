@@ -165,8 +165,8 @@ def qconfig(scheme: Scheme, calibrator: Calibrator | None = None) -> QConfig:
 
     Args:
         scheme: what is quantized; a ``None`` in it is left in float.
-        calibrator: for activations; ``MovingAverage()`` if ``None``. Weights always follow their
-            own range of the moment, which needs no memory.
+        calibrator: for activations; ``MovingAverage(momentum=0.01)`` if ``None``. Weights
+            always follow their own range of the moment, which needs no memory.
 
     Raises:
         RecipeError: for fp8 or groups, for which torch.ao has no form.
@@ -185,7 +185,7 @@ def qconfig(scheme: Scheme, calibrator: Calibrator | None = None) -> QConfig:
         with_args: Any = AoFakeQuantize.with_args  # untyped in torch
         return with_args(spec=spec, calibrator=chosen)
 
-    activations = MovingAverage() if calibrator is None else calibrator
+    activations = MovingAverage(momentum=0.01) if calibrator is None else calibrator
     return QConfig(  # type: ignore[no-untyped-call]
         activation=factory(scheme.activations, activations),
         weight=factory(scheme.weights, MovingAverage(momentum=1.0)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 # Small tensors only: more threads cost more than they give, and make sums differ by machine.
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,3 +41,12 @@ def assets() -> Path:
             "set QUANTKIT_ASSETS to the folder that holds them"
         )
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread in PyTorch: many small operations, whose sums are then of one order as well."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

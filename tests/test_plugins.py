@@ -13,15 +13,19 @@ import pytest
 
 from quantkit import plugins
 from quantkit.errors import QuantkitError, RecipeError
-from quantkit.interfaces import Calibrator, Pass, Rounding, Target
+from quantkit.interfaces import Calibrator, EngineCalibrator, Pass, Rounding, Target
 
-BASES: dict[str, type] = {
-    "calibrators": Calibrator,
-    "passes": Pass,
-    "rounding": Rounding,
-    "targets": Target,
-}
-EVERY_PLUGIN = [(folder, name) for folder in BASES for name in plugins.names(folder)]
+BASES: list[tuple[str, type]] = [
+    ("calibrators", Calibrator),
+    ("calibrators", EngineCalibrator),
+    ("passes", Pass),
+    ("rounding", Rounding),
+    ("targets", Target),
+]
+EVERY_PLUGIN = [
+    (folder, name, base) for folder, base in BASES for name in plugins.names_of(folder, base)
+]
+each_plugin = pytest.mark.parametrize(("folder_name", "name", "base"), EVERY_PLUGIN)
 
 CALIBRATOR = """
 from dataclasses import dataclass
@@ -29,9 +33,8 @@ from quantkit.interfaces import Calibrator
 
 @dataclass(frozen=True, kw_only=True)
 class {name}(Calibrator):
-    def start(self, channels): return {{}}
-    def update(self, state, samples): pass
-    def range(self, state): return None
+    statistics = ()
+    def range(self, state, spec): return None
 """
 
 
@@ -50,17 +53,38 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             vars(sys.modules["quantkit.calibrators"]).pop(name.rpartition(".")[2], None)
 
 
-@pytest.mark.parametrize(("folder_name", "name"), EVERY_PLUGIN)
-def test_every_plugin_file_defines_one_frozen_dataclass(folder_name: str, name: str) -> None:
-    cls = plugins.find(folder_name, name, BASES[folder_name])
-    assert issubclass(cls, BASES[folder_name])
+@each_plugin
+def test_every_plugin_file_defines_one_frozen_dataclass(
+    folder_name: str, name: str, base: type
+) -> None:
+    cls = plugins.find(folder_name, name, base)
+    assert issubclass(cls, base)
     assert dataclasses.is_dataclass(cls)
     assert cls.__dataclass_params__.frozen, f"{cls.__name__} can be changed after its checks"
 
 
-@pytest.mark.parametrize(("folder_name", "name"), EVERY_PLUGIN)
-def test_every_plugin_says_what_it_is(folder_name: str, name: str) -> None:
-    cls = plugins.find(folder_name, name, BASES[folder_name])
+def test_every_file_of_a_folder_is_a_plugin_of_one_kind() -> None:
+    found = [(folder, name) for folder, name, _ in EVERY_PLUGIN]
+    assert sorted(found) == sorted(
+        (folder, name) for folder in dict(BASES) for name in plugins.names(folder)
+    )
+
+
+@pytest.mark.parametrize("name", plugins.names_of("calibrators", EngineCalibrator))
+def test_a_recipe_that_names_an_engine_calibrator_is_told_the_way(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"build --calibrator {name}.*calibrator: entropy"):
+        plugins.find("calibrators", name, Calibrator)
+
+
+def test_a_builder_given_a_calibrator_of_recipes_is_told_which_it_can_have() -> None:
+    known = ", ".join(plugins.names_of("calibrators", EngineCalibrator))
+    with pytest.raises(RecipeError, match=f"'minmax' is one of recipes.*{known}"):
+        plugins.find("calibrators", "minmax", EngineCalibrator)
+
+
+@each_plugin
+def test_every_plugin_says_what_it_is(folder_name: str, name: str, base: type) -> None:
+    cls = plugins.find(folder_name, name, base)
     # A dataclass without a docstring is given its signature as one.
     assert inspect.getdoc(cls)
     assert not (cls.__doc__ or "").startswith(f"{cls.__name__}(")
@@ -102,7 +126,7 @@ def test_an_unknown_name_is_answered_with_the_known_and_the_nearest(folder: Path
     (folder / "median.py").write_text(CALIBRATOR.format(name="Median"))
     with pytest.raises(RecipeError) as raised:
         plugins.find("calibrators", "mediam", Calibrator)
-    known = ", ".join(plugins.names("calibrators"))
+    known = ", ".join(plugins.names_of("calibrators", Calibrator))
     assert str(raised.value) == (
         f"no calibrator 'mediam'; there are: {known}; did you mean 'median'?"
     )
