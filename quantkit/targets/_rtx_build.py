@@ -128,7 +128,7 @@ def _parse(
     return None
 
 
-def _add_profile(builder: Any, network: Any, config: Any, shapes: Mapping[str, Any]) -> str | None:
+def add_profile(builder: Any, network: Any, config: Any, shapes: Mapping[str, Any]) -> str | None:
     """Give every dynamic input its sizes; returns what is wrong with ``shapes``."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     unknown = sorted(set(shapes) - {tensor.name for tensor in inputs})
@@ -160,7 +160,7 @@ def _build(trt: Any, request: Mapping[str, Any], pipe: _Pipe) -> bool:
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, request["capability"]), 0)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    problem = _add_profile(builder, network, config, request["shapes"])
+    problem = add_profile(builder, network, config, request["shapes"])
     if problem is not None:
         pipe.send("refusal", node="", operator="", function="profile", why=problem)
         return False

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
+from quantkit.errors import TargetError
 from quantkit.interfaces import Finding, Severity
 from quantkit.targets._rtx_graph import GraphReader
 from quantkit.targets._rtx_process import Outcome, Refusal
@@ -40,7 +43,7 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
     (
         r"Plugin not found",
         "custom-operator",
-        "Replace it by standard ONNX operators; TensorRT-RTX has no plugin of this name.",
+        "Replace it by standard ONNX operators; the builder has no plugin of this name.",
     ),
     (
         r"input has type Int32 but must have type",
@@ -145,6 +148,26 @@ def from_outcome(
             findings.append(_refused(where, text, named=where in names))
     unique = {(finding.where, finding.code): finding for finding in reversed(findings)}
     return list(reversed(unique.values()))
+
+
+def unreadable(model: Path, why: str) -> Finding:
+    """The finding of a file that does not decode."""
+    return Finding(
+        severity=Severity.ERROR,
+        code="unreadable-model",
+        where=model.name,
+        why=f"It is not an ONNX file ({why or 'it does not decode'}).",
+        fix="Export the model with quantkit.export_onnx.",
+    )
+
+
+def refuse_errors(label: str, model: Path, findings: Iterable[Finding]) -> None:
+    """Raise ``TargetError`` of the first finding that is an error."""
+    first = next((f for f in findings if f.severity is Severity.ERROR), None)
+    if first is not None:
+        raise TargetError(
+            f"{label} cannot build {model.name}: {first.where}: {first.why} Fix: {first.fix}"
+        )
 
 
 def _crash(outcome: Outcome, reader: GraphReader, model: str) -> Finding:

@@ -1,4 +1,4 @@
-"""Runs a TensorRT-RTX engine with PyTorch tensors as buffers; needs an NVIDIA GPU."""
+"""Runs an engine of TensorRT or TensorRT-RTX with PyTorch tensors as buffers; needs a GPU."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ if TYPE_CHECKING:
     import torch
 
 
-def run_engine(engine: Path, batches: Sequence[Mapping[str, np.ndarray]]) -> list[list[np.ndarray]]:
+def run_engine(
+    trt: Any, engine: Path, batches: Sequence[Mapping[str, np.ndarray]]
+) -> list[list[np.ndarray]]:
     """The outputs of an engine for each batch, in the engine's order; not yet run on a GPU.
+
+    Args:
+        trt: the module of the SDK that built it: ``tensorrt`` or ``tensorrt_rtx``.
+        engine: an engine built here: loading one runs what is in it.
+        batches: the inputs by name.
 
     Raises:
         TargetError: the engine does not load here, or a batch does not fit its inputs.
     """
-    import tensorrt_rtx as trt
-
     logger = trt.Logger(trt.Logger.ERROR)
     runtime = trt.Runtime(logger)
     loaded = runtime.deserialize_cuda_engine(engine.read_bytes())
@@ -69,7 +74,7 @@ def _run_batch(
     for name, buffer in buffers.items():
         context.set_tensor_address(name, buffer.data_ptr())
     if not context.execute_async_v3(stream.cuda_stream):
-        raise TargetError("the engine did not run; see the messages of TensorRT-RTX above")
+        raise TargetError("the engine did not run; see its messages above")
     stream.synchronize()
     return [_to_numpy(buffers[name]) for name in outputs]
 

@@ -20,6 +20,8 @@ from quantkit.interfaces import (
     Target,
 )
 from quantkit.spec import Scheme
+from quantkit.targets._rtx_findings import refuse_errors
+from quantkit.targets._shapes import Shapes, check_shapes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +55,7 @@ class TensorRTRTX(Target):
     """
 
     compute_capability: str = "8.6"
-    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] | None = None
+    shapes: Shapes | None = None
     timeout_s: float = 600.0
     progress: bool = True
 
@@ -68,12 +70,7 @@ class TensorRTRTX(Target):
         object.__setattr__(self, "compute_capability", known[digits])
         if self.timeout_s <= 0:
             raise ValueError(f"timeout_s must be more than 0, got {self.timeout_s}")
-        for name, sizes in (self.shapes or {}).items():
-            if len(sizes) != 3 or len({len(size) for size in sizes}) != 1:
-                raise ValueError(
-                    f"shapes of {name!r} must be three shapes of one length (smallest, best, "
-                    f"largest), got {sizes!r}"
-                )
+        check_shapes(self.shapes)
 
     @property
     def form(self) -> ExportForm:
@@ -126,12 +123,7 @@ class TensorRTRTX(Target):
         partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
         try:
             inspection = self._examine(model, partial)
-            first = next((f for f in inspection.findings if f.severity is Severity.ERROR), None)
-            if first is not None:
-                raise TargetError(
-                    f"{self._label} cannot build {model.name}: {first.where}: {first.why} "
-                    f"Fix: {first.fix}"
-                )
+            refuse_errors(self._label, model, inspection.findings)
             partial.replace(output)
         finally:
             partial.unlink(missing_ok=True)
@@ -158,12 +150,14 @@ class TensorRTRTX(Target):
         from quantkit.targets._rtx_run import run_engine
 
         self._require_sdk()
+        import tensorrt_rtx as trt
+
         if model.suffix != ".onnx":
-            return run_engine(model, batches)
+            return run_engine(trt, model, batches)
         with tempfile.TemporaryDirectory() as folder:
             engine = Path(folder) / f"{model.stem}.engine"
             self.build(model, engine)
-            return run_engine(engine, batches)
+            return run_engine(trt, engine, batches)
 
     @staticmethod
     def _require_sdk() -> None:
@@ -185,7 +179,9 @@ class TensorRTRTX(Target):
         try:
             proto, renamed = _rtx_graph.load(model)
         except DecodeError as error:
-            return Inspection(target=self._label, findings=(_unreadable(model, str(error)),))
+            return Inspection(
+                target=self._label, findings=(_rtx_findings.unreadable(model, str(error)),)
+            )
         reader = _rtx_graph.GraphReader(proto)
         with tempfile.TemporaryDirectory() as folder:
             named = Path(folder) / "named.onnx" if renamed else None
@@ -273,13 +269,3 @@ def _falls_short(node: ComputeNode, precision: str) -> bool:
     if precision.endswith(" weights"):
         return node.left.dequantize is not None or node.left.behind
     return precision.startswith(("float", "bfloat"))
-
-
-def _unreadable(model: Path, why: str) -> Finding:
-    return Finding(
-        severity=Severity.ERROR,
-        code="unreadable-model",
-        where=model.name,
-        why=f"It is not an ONNX file ({why or 'it does not decode'}).",
-        fix="Export the model with quantkit.export_onnx.",
-    )

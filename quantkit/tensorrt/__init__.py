@@ -1,0 +1,1 @@
+"""TensorRT's own calibrator: its cache, what feeds it, and which version has it."""
