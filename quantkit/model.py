@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
-from quantkit import numerics
+from quantkit import numerics, sums
 from quantkit.errors import ModelFileError
 from quantkit.fake_quantize import FakeQuantize
 from quantkit.files import replacing
@@ -105,6 +105,13 @@ class QuantizedModel(nn.Module):
             node = node.args[0]
         return None
 
+    def float_state(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters and buffers of the model without those of its quantizers."""
+        own = next(n for n, m in self.graph.named_children() if isinstance(m, Quantizers))
+        for name, value in (*self.graph.named_parameters(), *self.graph.named_buffers()):
+            if not name.startswith(f"{own}."):
+                yield name, value
+
     def simulate(self, enabled: bool = True) -> None:
         """Round to the grids, or pass floats through to see the float model's result."""
         for quantizer in self.quantizers.values():
@@ -176,19 +183,10 @@ class Layer:
 
     @property
     def bias_step(self) -> Tensor | None:
-        """``s_x * s_w``, the step of the integer sums that the bias joins; one, or one a channel.
-
-        ``None`` where sums are not of integers, or not of one step: FP8, activations per channel,
-        weights per group, a grouped transposed convolution.
-        """
+        """The step of the integer sums that the bias joins; ``None`` where there is none."""
         if self.bias is None or self.activation is None or self.weight is None:
             return None
-        specs = self.activation.spec, self.weight.spec
-        alike = self.weight.scale.numel() in {1, self.bias.numel()}
-        one = self.activation.scale.numel() == 1 and self.weight.scale.dim() < 2
-        if any(spec.is_float for spec in specs) or not (one and alike):
-            return None
-        return self.activation.scale * self.weight.scale
+        return sums.bias_step(self.activation, self.weight, self.bias)
 
 
 class Quantizers(nn.ModuleDict):

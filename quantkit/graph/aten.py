@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from quantkit.graph.abstract import COMPUTE, Graph, Kind, Op, Value
+from quantkit.graph.naming import Namer
 
 _NAMES: dict[Kind, str] = {
     Kind.CONV: "conv1d conv2d conv3d convolution",
@@ -50,7 +50,8 @@ _NAMES: dict[Kind, str] = {
     Kind.EMBEDDING: "embedding",
     Kind.RECURRENT: "lstm gru rnn_tanh rnn_relu",
 }
-_KINDS: dict[str, Kind] = {name: kind for kind, text in _NAMES.items() for name in text.split()}
+#: What each ATen operator is, by its name without overload.
+KINDS: dict[str, Kind] = {name: kind for kind, text in _NAMES.items() for name in text.split()}
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Description:
 
 def describe(module: fx.GraphModule) -> Description:
     """The abstract graph of a captured model; constants and parameters keep their names."""
-    namer = _Namer()
+    namer = Namer()
     values: dict[str, Value] = {}
     value_of: dict[fx.Node, str] = {}
     node_of_value: dict[str, fx.Node] = {}
@@ -92,7 +93,7 @@ def describe(module: fx.GraphModule) -> Description:
         elif node.op in {"call_function", "call_module"} and _is_tensor(node):
             kind = kind_of(node)
             inputs = tuple(value_of[n] for n in _tensor_inputs(node) if n in value_of)
-            name = namer.op(node, kind)
+            name = _op_name(namer, node, kind)
             constant = bool(inputs) and all(values[i].constant for i in inputs)
             add_value(node, namer.unique(name), constant)
             ops.append(_op(node, name, kind, inputs, value_of[node], module))
@@ -119,7 +120,7 @@ def kind_of(node: fx.Node) -> Kind:
     if name == "getitem":
         return Kind.SLICE
     pure = name if name.startswith("_") or name.endswith("__") else name.removesuffix("_")
-    kind = _KINDS.get(pure, Kind.OTHER)
+    kind = KINDS.get(pure, Kind.OTHER)
     if kind is Kind.MOVE and not _keeps_dtype(node):
         return Kind.OTHER
     if name in {"pad", "constant_pad_nd"} and not _pads_with_zeros(node):
@@ -180,29 +181,9 @@ def _pads_space(node: fx.Node, rank: int) -> bool:
     return positive and len(amounts) <= 2 * (rank - 2)
 
 
-class _Namer:
-    """Names that lead back to the module, made unique."""
-
-    def __init__(self) -> None:
-        self._seen: Counter[str] = Counter()
-
-    def op(self, node: fx.Node, kind: Kind) -> str:
-        path = module_path(node)
-        leaf = kind in COMPUTE and kind is not Kind.MATMUL and path and _is_leaf(node)
-        base = path if leaf else "/".join(filter(None, (path, operator_name(node).rstrip("_"))))
-        return self._number("op", base)
-
-    def unique(self, name: str) -> str:
-        return self._number("value", name)
-
-    def _number(self, space: str, base: str) -> str:
-        name = base
-        # A module may be called ``fc_1`` where ``fc`` runs twice.
-        while self._seen[f"{space}:{name}"]:
-            name = f"{base}_{self._seen[f'{space}:{base}']}"
-            self._seen[f"{space}:{base}"] += 1
-        self._seen[f"{space}:{name}"] += 1
-        return name
+def _op_name(namer: Namer, node: fx.Node, kind: Kind) -> str:
+    leaf = kind in COMPUTE and kind is not Kind.MATMUL and _is_leaf(node)
+    return namer.op(module_path(node), operator_name(node).rstrip("_"), leaf=leaf)
 
 
 def _is_leaf(node: fx.Node) -> bool:
@@ -211,8 +192,12 @@ def _is_leaf(node: fx.Node) -> bool:
     if not stack:
         return False
     owner = next(reversed(stack.values()))[1]
-    text = owner if isinstance(owner, str) else f"{owner.__module__}.{owner.__qualname__}"
-    return text.startswith("torch.nn.modules") or "Conv1D" in text
+    return is_layer(owner if isinstance(owner, str) else f"{owner.__module__}.{owner.__qualname__}")
+
+
+def is_layer(owner: str) -> bool:
+    """Whether a class is a layer of torch.nn (or transformers' Conv1D), so that it names its op."""
+    return owner.startswith("torch.nn.modules") or "Conv1D" in owner
 
 
 def _tensor_inputs(node: fx.Node) -> list[fx.Node]:

@@ -188,4 +188,6 @@ def _input_axis(op: Op) -> int | None:
     """The dimension of a layer's weight that its sums run over, which groups cut."""
     if op.kind is Kind.MATMUL:
         return None if op.weight_axis is None else op.weight_axis - 1
+    if op.kind is Kind.LINEAR and op.weight_axis == 1:  # (K, N), as ONNX's MatMul has it
+        return 0
     return 0 if op.kind is Kind.CONV_TRANSPOSE else 1

@@ -120,7 +120,9 @@ def _small_product(op: Op, graph: Graph, scheme: Scheme, choice: PlacementChoice
     left, right = (graph.values[name].shape for name in op.inputs[:2])
     if len(right) < 2 or not left:
         return "a product with a vector is bound by memory, not arithmetic"
-    inner, columns = (right[1], right[0]) if op.kind is Kind.LINEAR else right[-2:]
+    inner, columns = right[-2:]
+    if op.kind is Kind.LINEAR and op.weight_axis != 1:  # (N, K), as PyTorch has it
+        inner, columns = columns, inner
     if columns == 1:
         return "N = 1, a product with a vector: bound by memory, not arithmetic"
     if choice.small:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -20,19 +21,23 @@ import quantkit
 from quantkit.errors import CaptureError, ExportError
 from quantkit.files import replacing
 from quantkit.graph.capture import recapture
+from quantkit.graph.plan import Placement
 from quantkit.interfaces import ExportForm
 from quantkit.model import QuantizedModel
 from quantkit.numerics import QParams
 from quantkit.onnx import biases, clips, guards, tidy
+from quantkit.onnx.inserting import marked_copy
 from quantkit.onnx.lower import lower, minimum_opset
 from quantkit.onnx.marks import marked
+from quantkit.onnx.quantized import QuantizedOnnx
+from quantkit.recipe import Recipe
 
 #: A protobuf holds at most 2 GB; larger weights go to a file beside it.
 LARGEST_FILE = 2_000_000_000
 
 
 def export_onnx(
-    model: QuantizedModel,
+    model: QuantizedModel | QuantizedOnnx,
     path: Path | str,
     *,
     form: ExportForm | None = None,
@@ -59,16 +64,17 @@ def export_onnx(
     return path
 
 
-def to_ir(model: QuantizedModel, *, form: ExportForm) -> ir.Model:
+def to_ir(model: QuantizedModel | QuantizedOnnx, *, form: ExportForm) -> ir.Model:
     """The ONNX model in memory."""
     if form not in get_args(ExportForm):
         raise ExportError(f"no form {form!r}; there are: {', '.join(get_args(ExportForm))}")
-    missing = [name for name, q in model.quantizers.items() if not q.calibrated]
-    if missing:
-        raise ExportError(
-            f"the model is not calibrated ({missing[0]} and {len(missing) - 1} more have no grid); "
-            "run calibrate(model, batches) first"
+    if isinstance(model, QuantizedOnnx):
+        _need_grids(model.missing)
+        kept = frozenset(str(n.name) for n in model.model.graph.all_nodes())
+        return finish(
+            marked_copy(model), model.grids, form, plan=model.plan, recipe=model.recipe, kept=kept
         )
+    _need_grids([name for name, q in model.quantizers.items() if not q.calibrated])
     _need_float32(model)
     training = model.training
     model.eval()
@@ -77,6 +83,28 @@ def to_ir(model: QuantizedModel, *, form: ExportForm) -> ir.Model:
     finally:
         model.train(training)
     grids = {name: _on_cpu(q.qparams) for name, q in model.quantizers.items()}
+    return finish(exported, grids, form, plan=model.plan, recipe=model.recipe)
+
+
+def finish(
+    exported: ir.Model,
+    grids: Mapping[str, QParams],
+    form: ExportForm,
+    *,
+    plan: Placement,
+    recipe: Recipe,
+    kept: AbstractSet[str] = frozenset(),
+) -> ir.Model:
+    """Write Q/DQ where the marks of a float graph stand, in place: one end for every way in.
+
+    Args:
+        exported: with marks at the plan's edges and layers.
+        grids: of all tensors of the plan, by name.
+        form: of the Q/DQ.
+        plan: told in the file, as is the recipe.
+        recipe: that made the plan.
+        kept: names of nodes that stay as they are.
+    """
     lower(exported, grids, form)
     tidy.pool_globally(exported.graph)
     tidy.fold_pads(exported.graph)
@@ -89,21 +117,29 @@ def to_ir(model: QuantizedModel, *, form: ExportForm) -> ir.Model:
         guards.keep_in_float(exported.graph)
     guards.separate_weights(exported.graph)
     tidy.remove_unused(exported.graph)
-    _add_reasons(exported, model)
-    tidy.name_nodes(exported.graph)
+    _add_reasons(exported, plan)
+    tidy.name_nodes(exported.graph, kept)
     tidy.name_dimensions(exported.graph)
     exported.producer_name, exported.producer_version = "quantkit", quantkit.__version__
     exported.metadata_props.clear()
     exported.metadata_props.update(
         {
             "quantkit.version": quantkit.__version__,
-            "quantkit.recipe": model.recipe.name,
-            "quantkit.recipe.yaml": model.recipe.to_yaml(),
+            "quantkit.recipe": recipe.name,
+            "quantkit.recipe.yaml": recipe.to_yaml(),
             "quantkit.form": form,
-            "quantkit.plan": model.plan.to_json(),
+            "quantkit.plan": plan.to_json(),
         }
     )
     return exported
+
+
+def _need_grids(missing: Sequence[str]) -> None:
+    if missing:
+        raise ExportError(
+            f"the model is not calibrated ({missing[0]} and {len(missing) - 1} more have no grid); "
+            "run calibrate(model, batches) first"
+        )
 
 
 def _need_float32(model: QuantizedModel) -> None:
@@ -154,9 +190,9 @@ def _explain(error: Exception) -> str:
     )
 
 
-def _add_reasons(exported: ir.Model, model: QuantizedModel) -> None:
+def _add_reasons(exported: ir.Model, plan: Placement) -> None:
     """A layer left in float carries the plan's reason, for reports that have only the file."""
-    reasons = {d.op: d for d in model.plan.decisions if not d.quantized}
+    reasons = {d.op: d for d in plan.decisions if not d.quantized}
     for node in exported.graph:
         decision = reasons.get(node.metadata_props.get("quantkit.layer", ""))
         if decision is not None:
@@ -172,6 +208,7 @@ def _write(model: ir.Model, path: Path, external_data: bool | None) -> None:
     if external_data is None:
         external_data = size > LARGEST_FILE
     if not external_data:
+        ir.external_data.load_to_model(model)  # weights may still lie beside the file they are of
         with replacing(path) as temporary:
             ir.save(model, temporary)
         return

@@ -38,14 +38,7 @@ class FileFacts:
         Raises:
             ModelFileError: there is no such file, or it is no ONNX file.
         """
-        try:
-            proto = onnx.load(path, load_external_data=False)
-        except OSError as error:
-            raise ModelFileError(
-                f"{path}: cannot be read ({error.strerror}); give the path of an ONNX file"
-            ) from error
-        except DecodeError as error:
-            raise ModelFileError(f"{path}: not an ONNX file; export the model first") from error
+        proto = read_proto(path)
         kept = {p.key: p.value for p in proto.metadata_props}
         constants = {tensor.name for tensor in proto.graph.initializer}
         return cls(
@@ -60,6 +53,22 @@ class FileFacts:
             inputs=tuple(i.name for i in proto.graph.input if i.name not in constants),
             outputs=tuple(o.name for o in proto.graph.output),
         )
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """The file as it stands; weights outside it are not loaded.
+
+    Raises:
+        ModelFileError: there is no such file, or it is no ONNX file.
+    """
+    try:
+        return onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise ModelFileError(
+            f"{path}: cannot be read ({error.strerror}); give the path of an ONNX file"
+        ) from error
+    except DecodeError as error:
+        raise ModelFileError(f"{path}: not an ONNX file; export the model first") from error
 
 
 def _plan(text: str | None) -> Placement | None:

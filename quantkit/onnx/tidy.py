@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from itertools import count
 from typing import Any
 
@@ -13,12 +14,16 @@ import onnx_ir as ir
 _RAW_SYMBOL = re.compile(r"\bs\d+\b")
 
 
-def name_nodes(graph: ir.Graph) -> None:
-    """Names that lead back to the module: ``layer1.0/Relu``; layers keep the plan's name."""
+def name_nodes(graph: ir.Graph, kept: AbstractSet[str] = frozenset()) -> None:
+    """Names that lead back to the module: ``layer1.0/Relu``; layers keep the plan's name.
+
+    ``kept``: names of nodes that stay, those that a file came with.
+    """
     taken = {n.name for n in graph.all_nodes() if "quantkit.layer" in n.metadata_props}
     for node in graph.all_nodes():
         if "quantkit.layer" not in node.metadata_props:
-            if node.op_type in {"QuantizeLinear", "DequantizeLinear"} and node.name:
+            written = node.op_type in {"QuantizeLinear", "DequantizeLinear"}
+            if node.name and (written or node.name in kept):
                 base = node.name
             else:
                 base = "/".join(filter(None, (_path(node), node.op_type)))
