@@ -1,17 +1,26 @@
-"""Tables from the JSON that ``benchmarks.run`` wrote."""
+"""Tables from the JSON that ``benchmarks.run`` and ``benchmarks.calibration`` wrote."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import calibration_page
+from benchmarks.tables import table
+
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+FOLDER = Path(__file__).parent / "results"
 
 
-def write(results: dict[str, Any]) -> None:
-    """Write docs/benchmarks.md."""
-    PAGE.write_text(render(results))
+def write() -> None:
+    """Write docs/benchmarks.md from the results that are there."""
+    parts = [render(json.loads((FOLDER / "spine.json").read_text()))]
+    calibration = FOLDER / "calibration.json"
+    if calibration.exists():
+        parts.append(calibration_page.render(json.loads(calibration.read_text())))
+    PAGE.write_text("\n".join(parts))
 
 
 def render(results: dict[str, Any]) -> str:
@@ -39,14 +48,14 @@ def render(results: dict[str, Any]) -> str:
         "mode; *default* its default mode. SQNR is of the outputs; *parity* is simulation against",
         "deployment, on the same inputs.",
         "",
-        *_table(_ACCURACY, _accuracy(results)),
+        *table(_ACCURACY, _accuracy(results)),
         "",
         "## TensorRT-RTX, built for SM86 without a GPU",
         "",
         "Layers (Conv, Gemm, MatMul) that the plan quantized, and that the builder runs in INT8",
         "(weight-only: with the dequantization fused).",
         "",
-        *_table(_COVERAGE, _coverage(results)),
+        *table(_COVERAGE, _coverage(results)),
         "",
         "Layers left in float, with the plan's reasons:",
         "",
@@ -56,14 +65,14 @@ def render(results: dict[str, Any]) -> str:
         "",
         "Times float, the two interleaved in one run; above 1 is faster than float.",
         "",
-        *_table(("model", "recipe", "batch 1", "batch 32"), _speed(results)),
+        *table(("model", "recipe", "batch 1", "batch 32"), _speed(results)),
         "",
         "## What quantizing costs",
         "",
         "ResNet-20 with `int8_ptq`: capture, calibration and export in a fresh process, after",
         "imports. Memory is the process's peak; *before* is with torch and the model loaded.",
         "",
-        *_table(("images", "seconds", "of it export", "peak MB", "before MB"), _cost(results)),
+        *table(("images", "seconds", "of it export", "peak MB", "before MB"), _cost(results)),
         "",
     ]
     return "\n".join(lines)
@@ -125,10 +134,3 @@ def _cost(results: dict[str, Any]) -> Iterable[tuple[str, ...]]:
 
 def _db(value: float | None) -> str:
     return "equal" if value is None else f"{value:.1f}"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"

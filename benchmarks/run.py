@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report, spine
+from benchmarks.machine import machine
 from benchmarks.zoo import ALL, LITE0, MINILM, RESNET20, BenchModel
-from quantkit.hardware import detect_cpu
 from quantkit.onnx.export import export_onnx
 
 RESULTS = Path(__file__).parent / "results" / "spine.json"
@@ -52,21 +49,8 @@ def main() -> None:
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     if options.out == RESULTS and options.limit is None:
-        report.write(results)
+        report.write()
     print(report.render(results))
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    cpu = detect_cpu()
-    packages = ("torch", "onnx", "onnxruntime", "onnxscript", "tensorrt-rtx-cu13")
-    return {
-        "cpu": cpu.name,
-        "vnni": cpu.has_vnni,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-    }
 
 
 def _model(model: BenchModel, limit: int | None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Each function measures one thing and returns plain values for JSON; ``benchmarks
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 import quantkit
+from benchmarks.machine import peak_mb
 from benchmarks.zoo import MINILM, RESNET20, BenchModel, tokenize
 from quantkit import numerics
 from quantkit.model import QuantizedModel
@@ -141,7 +141,7 @@ def cost(images: int, out: Path) -> dict[str, Any]:
     Run it in a fresh process: the peak is the process's.
     """
     module = RESNET20.load()
-    before = _peak_mb()
+    before = peak_mb()
     start = time.perf_counter()
     qmodel = quantkit.quantize(
         module, "int8_ptq", example_inputs=RESNET20.example(), calibration=_images(images)
@@ -154,7 +154,7 @@ def cost(images: int, out: Path) -> dict[str, Any]:
         "quantize_s": calibrated - start,
         "export_s": end - calibrated,
         "total_s": end - start,
-        "peak_mb": _peak_mb(),
+        "peak_mb": peak_mb(),
         "before_mb": before,
     }
 
@@ -184,7 +184,3 @@ def _db(reference: Tensor, other: Tensor) -> float | None:
     """SQNR in dB; ``None`` stands for equal in every bit (JSON has no infinity)."""
     value = numerics.sqnr(reference, other)
     return None if value == float("inf") else value
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -9,9 +9,12 @@ __version__ = "0.1.0"
 #: Where each public name lives. It is imported when it is first used: PyTorch takes seconds, and
 #: ``quantkit --help`` needs none of it.
 _HOMES = {
+    "CalibrationCache": "tensorrt.cache",
     "Calibrator": "interfaces",
+    "CalibratorComparison": "analysis.calibrators",
     "CaptureError": "errors",
     "CheckReport": "checking",
+    "Checkpoint": "calibrating",
     "DataError": "errors",
     "DataSpec": "data",
     "ExportError": "errors",
@@ -19,6 +22,7 @@ _HOMES = {
     "Finding": "interfaces",
     "Inspection": "interfaces",
     "LayerCoverage": "interfaces",
+    "Migration": "migrating",
     "MissingDependencyError": "errors",
     "ModelFileError": "errors",
     "Observer": "observer",
@@ -28,6 +32,7 @@ _HOMES = {
     "QParams": "numerics",
     "QuantSpec": "spec",
     "QuantizedModel": "model",
+    "QuantizedOnnx": "onnx.quantized",
     "QuantkitError": "errors",
     "Recipe": "recipe",
     "RecipeError": "errors",
@@ -37,17 +42,27 @@ _HOMES = {
     "Target": "interfaces",
     "TargetError": "errors",
     "build": "checking",
-    "calibrate": "workflow",
+    "cache_of": "migrating",
+    "calibrate": "model_calibration",
     "check": "checking",
+    "compare_calibrators": "analysis.calibrators",
     "export_onnx": "onnx.export",
     "load_data_spec": "data",
+    "migrate": "migrating",
     "prepare": "workflow",
     "quantize": "workflow",
+    "quantize_onnx": "workflow_onnx",
+    "read_cache": "tensorrt.cache",
     "read_recipe": "recipe",
+    "record_cache": "tensorrt.record",
     "round_weights": "workflow",
+    "write_cache": "tensorrt.cache",
 }
 
 if TYPE_CHECKING:
+    from quantkit.analysis.calibrators import CalibratorComparison as CalibratorComparison
+    from quantkit.analysis.calibrators import compare_calibrators as compare_calibrators
+    from quantkit.calibrating import Checkpoint as Checkpoint
     from quantkit.checking import CheckReport as CheckReport
     from quantkit.checking import build as build
     from quantkit.checking import check as check
@@ -71,19 +86,28 @@ if TYPE_CHECKING:
     from quantkit.interfaces import Rounding as Rounding
     from quantkit.interfaces import Severity as Severity
     from quantkit.interfaces import Target as Target
+    from quantkit.migrating import Migration as Migration
+    from quantkit.migrating import cache_of as cache_of
+    from quantkit.migrating import migrate as migrate
     from quantkit.model import QuantizedModel as QuantizedModel
+    from quantkit.model_calibration import calibrate as calibrate
     from quantkit.numerics import QParams as QParams
     from quantkit.observer import Observer as Observer
     from quantkit.onnx.export import export_onnx as export_onnx
     from quantkit.onnx.parity import OutputParity as OutputParity
+    from quantkit.onnx.quantized import QuantizedOnnx as QuantizedOnnx
     from quantkit.recipe import Recipe as Recipe
     from quantkit.recipe import read_recipe as read_recipe
     from quantkit.spec import QuantSpec as QuantSpec
     from quantkit.spec import Scheme as Scheme
-    from quantkit.workflow import calibrate as calibrate
+    from quantkit.tensorrt.cache import CalibrationCache as CalibrationCache
+    from quantkit.tensorrt.cache import read_cache as read_cache
+    from quantkit.tensorrt.cache import write_cache as write_cache
+    from quantkit.tensorrt.record import record_cache as record_cache
     from quantkit.workflow import prepare as prepare
     from quantkit.workflow import quantize as quantize
     from quantkit.workflow import round_weights as round_weights
+    from quantkit.workflow_onnx import quantize_onnx as quantize_onnx
 else:
     # Hidden from type checkers: they would take every name to be there.
     def __getattr__(name: str) -> object:

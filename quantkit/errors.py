@@ -53,3 +53,26 @@ class MissingDependencyError(QuantkitError, ImportError):
     """An optional package is not installed; the message holds the install command."""
 
     exit_code = 9
+
+
+#: The key that marks an error of which all processes of a group know.
+AGREED = "quantkit.agreed"
+
+
+class GroupError(QuantkitError, RuntimeError):
+    """Another process of a ``torch.distributed`` group has failed, or has ended.
+
+    Attributes:
+        exit_code: that of the process that has failed.
+        told: whether that process tells its error itself.
+    """
+
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.told = exit_code is not None
+        self.exit_code = exit_code or QuantkitError.exit_code
+
+
+def is_agreed(error: BaseException) -> bool:
+    """Whether all processes of the group know of an error, and this one is to tell it."""
+    return AGREED in vars(error)

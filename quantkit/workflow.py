@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -14,25 +14,27 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from quantkit import batches, hardware, numerics, plugins
+from quantkit import batches, hardware, numerics, plugins, sums
 from quantkit.errors import DataError, RecipeError
-from quantkit.fake_quantize import FakeQuantize
 from quantkit.graph.aten import describe
 from quantkit.graph.attention import split_attention
-from quantkit.graph.capture import Capture, DynamicShapes, capture
+from quantkit.graph.capture import DynamicShapes, capture
 from quantkit.graph.functionalize import functionalize
 from quantkit.graph.placement import place
-from quantkit.interfaces import Calibrator, Finding, Pass, Rounding, Severity, Target
+from quantkit.interfaces import (
+    Calibrator,
+    Finding,
+    Pass,
+    Rounding,
+    Severity,
+    Target,
+)
 from quantkit.loading import require_finite
 from quantkit.model import Layer, QuantizedModel, evaluate_constant, insert_quantizers
-from quantkit.progress import track
+from quantkit.model_calibration import calibrate
 from quantkit.recipe import PlugIn, Recipe, read_recipe
 
 T = TypeVar("T")
-
-#: Calibration runs so many samples at a time, whatever batches it is given: a mean over batches'
-#: ranges then does not depend on their size, and memory is that of few samples.
-SAMPLES_AT_A_TIME = 8
 
 
 def quantize(
@@ -41,6 +43,7 @@ def quantize(
     *,
     example_inputs: tuple[Any, ...] | None = None,
     calibration: Iterable[Any] | None = None,
+    statistics: Sequence[Path] = (),
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: DynamicShapes = "batch",
     target: Target | str | None = None,
@@ -54,6 +57,8 @@ def quantize(
         example_inputs: positional inputs as a tuple; the first batch of ``calibration`` if absent.
         calibration: an iterable of input batches: tensors, tuples, or dicts of keyword inputs.
             Not needed where the recipe quantizes weights only.
+        statistics: files that ``quantkit calibrate`` wrote of this model, to be merged: the data
+            do not run then, and ``calibration`` serves only recipes that judge by the outputs.
         example_kwargs: keyword inputs.
         dynamic_shapes: see ``graph.capture.capture``.
         target: where the model is to run; what it cannot run is refused before any work.
@@ -63,6 +68,7 @@ def quantize(
         RecipeError: the recipe is unknown or malformed, or ``target`` cannot run it.
         CaptureError: the model does not export.
         DataError: the calibration data are empty, misshapen, or hold NaN or infinity.
+        ModelFileError: the statistics are not readable, or of another model.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32))
@@ -73,7 +79,8 @@ def quantize(
     """
     resolved = resolve_recipe(recipe, target=target, cpu=cpu)
     samples = calibration
-    if example_inputs is None and example_kwargs is None:
+    captured = isinstance(model, torch.export.ExportedProgram)
+    if example_inputs is None and example_kwargs is None and not (captured and statistics):
         if calibration is None:
             raise DataError(
                 "neither example_inputs nor calibration batches were given; pass one of them"
@@ -84,12 +91,12 @@ def quantize(
         dynamic_shapes=dynamic_shapes,
     )  # fmt: skip
     if any(True for _ in prepared.of_role("activation")):
-        if samples is None:
+        if samples is None and not statistics:
             raise DataError(
                 f"recipe {resolved.name} quantizes activations and needs calibration data; pass "
                 "calibration=batches, or use a weight-only recipe"
             )
-        calibrate(prepared, samples)
+        calibrate(prepared, samples, statistics=statistics)
     round_weights(prepared)
     return prepared
 
@@ -161,32 +168,6 @@ def prepare(
     return QuantizedModel(replace(captured, module=module), plan, recipe).eval()
 
 
-def calibrate(model: QuantizedModel, calibration: Iterable[Any]) -> None:
-    """Run batches through the float model and give every activation its grid.
-
-    Batches stream: none is kept. ``SAMPLES_AT_A_TIME`` run at a time, however the data are batched,
-    so batching changes no grid.
-
-    Raises:
-        DataError: no batch, or one of the wrong shape or type, or with NaN or infinity; the model
-            keeps the grids that it had.
-    """
-    quantizers = list(model.of_role("activation"))
-    captured = model.capture
-    total = len(calibration) if isinstance(calibration, Sized) else None
-    calls = track(batches.as_batches(calibration), "calibrating", total=total)
-    with _observing(model, quantizers), torch.no_grad():
-        for args, kwargs in batches.regroup(
-            _checked(calls, captured), SAMPLES_AT_A_TIME, captured.batched
-        ):
-            model(*args, **kwargs)
-        # All grids before any is set: where one cannot be had, the model is left as it was.
-        grids = [(q, q.observer.calculate_qparams()) for q in quantizers if q.observer is not None]
-    for quantizer, qparams in grids:
-        quantizer.set_qparams(qparams)
-    model.simulate()
-
-
 def round_weights(model: QuantizedModel) -> None:
     """Put the weights on their grids by the recipe's rounding, and the biases on the accumulator's.
 
@@ -218,21 +199,11 @@ def _set_weight(layer: Layer, weight: Tensor, rounded: Tensor) -> None:
 
 
 def _make_room_for_bias(layer: Layer) -> None:
-    """Raise the scale of channels whose bias would overflow 32 bits.
-
-    That is a channel whose weights are next to nothing beside its bias (a dead channel of a
-    depthwise convolution): a coarser weight changes less there than a bias cut short.
-    """
-    if layer.bias is None or layer.bias_step is None:
+    """Raise the scale of channels whose bias would overflow 32 bits."""
+    if layer.bias is None or layer.activation is None or layer.weight is None:
         return
-    assert layer.activation is not None
-    assert layer.weight is not None
-    qparams = layer.weight.qparams
-    least = layer.bias.abs().float() / (layer.activation.scale * 2.0**30)
-    if qparams.scale.dim() == 0:
-        least = least.max()
-    if bool((qparams.scale < least).any()):
-        layer.weight.set_qparams(replace(qparams, scale=torch.maximum(qparams.scale, least)))
+    roomy = sums.room_for_bias(layer.activation, layer.weight.qparams, layer.bias)
+    layer.weight.set_qparams(roomy)
 
 
 def _find_recipe(recipe: str | Path) -> Recipe:
@@ -253,19 +224,6 @@ def _plugin(folder: str, choice: PlugIn, base: type[T]) -> T:
         ) from error
 
 
-def _checked(
-    calls: Iterable[batches.Call], captured: Capture
-) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Calls with their inputs where the model was captured with them, of the form that it takes."""
-    for index, call in enumerate(calls):
-        args, kwargs = batches.bind_inputs(*call, captured.input_names[: len(captured.args)])
-        batches.check_batch(
-            args, kwargs, captured.args, captured.kwargs, index,
-            dynamic_dims=captured.dynamic_dims,
-        )  # fmt: skip
-        yield args, kwargs
-
-
 @contextmanager
 def _evaluating(model: object) -> Iterator[None]:
     """Capture sees the model in evaluation mode; each part then gets its own mode back."""
@@ -277,26 +235,6 @@ def _evaluating(model: object) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-@contextmanager
-def _observing(model: QuantizedModel, quantizers: list[FakeQuantize]) -> Iterator[None]:
-    """The float model with observers on, in evaluation mode; afterwards as it was."""
-    training = model.training
-    quantizing = {q: q.quantizing for q in model.quantizers.values()}
-    model.eval()
-    model.simulate(False)
-    for quantizer in quantizers:
-        if quantizer.observer is not None:
-            quantizer.observer.reset()
-        quantizer.observe()
-    try:
-        yield
-    finally:
-        for quantizer, enabled in quantizing.items():
-            quantizer.observe(False)
-            quantizer.quantize_values(enabled)
-        model.train(training)
 
 
 def _first_batch(

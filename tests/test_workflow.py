@@ -18,10 +18,11 @@ import small_models
 from quantkit import numerics, workflow
 from quantkit.errors import CaptureError, DataError, RecipeError
 from quantkit.model import QuantizedModel
+from quantkit.model_calibration import calibrate
 from quantkit.onnx.export import export_onnx
 from quantkit.recipe import Recipe, parse_recipe
 from quantkit.spec import QuantSpec
-from quantkit.workflow import calibrate, prepare, quantize, resolve_recipe, round_weights
+from quantkit.workflow import prepare, quantize, resolve_recipe, round_weights
 
 CHANNEL = {"per": "channel"}
 
