@@ -151,21 +151,26 @@ def _best(model: BenchModel) -> dict[str, Any]:
     kept = dict.fromkeys([Histogram(), *(s for c in named.values() for s in c.statistics)])
     observe(qmodel, model.calibration(CALIBRATION_BATCH), keep=kept)
     quantizers = activations(qmodel)
-    inputs = [x for x, _ in model.evaluation(BATCH, None)]
-    wanted = _outputs(module, inputs)
-    sqnr = {}
-    for name, grids in zip(named, candidates(quantizers, tuple(named.values())), strict=True):
+    sets = {
+        "calibration": list(model.calibration(BATCH)),
+        "evaluation": [x for x, _ in model.evaluation(BATCH, None)],
+    }
+    wanted = {name: _outputs(module, inputs) for name, inputs in sets.items()}
+    sqnr: dict[str, dict[str, float]] = {name: {} for name in sets}
+    for calibrator, grids in zip(named, candidates(quantizers, tuple(named.values())), strict=True):
         for quantizer, qparams in zip(quantizers, grids, strict=True):
             quantizer.set_qparams(qparams)
         qmodel.simulate()
-        sqnr[name] = numerics.sqnr(wanted, _outputs(qmodel, inputs))
+        for name, inputs in sets.items():
+            sqnr[name][calibrator] = numerics.sqnr(wanted[name], _outputs(qmodel, inputs))
     start = time.perf_counter()
     chosen = quantkit.quantize(
         module, "int8_best", example_inputs=model.example(),
         calibration=model.calibration(CALIBRATION_BATCH), dynamic_shapes=model.dynamic_shapes,
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    sqnr["best"] = numerics.sqnr(wanted, _outputs(chosen, inputs))
+    for name, inputs in sets.items():
+        sqnr[name]["best"] = numerics.sqnr(wanted[name], _outputs(chosen, inputs))
     with tempfile.TemporaryDirectory() as folder:
         path = export_onnx(chosen, Path(folder) / "best.onnx", form="onnxruntime")
         points = accuracy(model, module, chosen, path, None)["points"]
