@@ -25,8 +25,9 @@ test: $(VENV)/.test ## All that a change must pass: style, types, import order, 
 	@echo "import-linter: which module may import which" && $(BIN)/lint-imports --no-logo
 	@echo "pytest: tests, and the examples in docstrings" && $(BIN)/python -m pytest
 
-bench: $(VENV)/.bench ## Measure accuracy, size and speed of real models.
+bench: $(VENV)/.bench ## Measure accuracy, size, speed and calibration of real models.
 	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/python -m benchmarks.calibration
 
 docs-models: $(VENV)/.bench ## Write docs/models.md: what becomes of well-known models.
 	@$(BIN)/python -m benchmarks.models --out docs/models.md

@@ -48,11 +48,31 @@ def _known_cpu(name: str) -> str:
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", show_default=False, help="A .pt2 file, or package.module:factory."
+        metavar="MODEL",
+        show_default=False,
+        help="A .pt2 file, package.module:factory, or a float .onnx file.",
     ),
 ]
 Onnx = Annotated[
     Path, typer.Argument(metavar="MODEL.onnx", show_default=False, help="The quantized ONNX file.")
+]
+BuiltOnnx = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL.onnx",
+        show_default=False,
+        help="The quantized ONNX file; with --calibrator a float one.",
+    ),
+]
+FloatOnnx = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL.onnx", show_default=False, help="The float ONNX file."),
+]
+CacheArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CACHE", show_default=False, help="Its calibration cache, as TensorRT wrote it."
+    ),
 ]
 RecipeArgument = Annotated[
     str | None,
@@ -84,6 +104,60 @@ CalibrationData = Annotated[
 ComparisonData = Annotated[
     Path | None, typer.Option("--data", metavar="DATA.yaml", help="What to compare on.")
 ]
+Statistics = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--statistics",
+        metavar="FILE",
+        help="What calibrate wrote, instead of running the data; several are merged.",
+    ),
+]
+StatisticsOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE.safetensors",
+        show_default=False,
+        help="Write the statistics.",
+    ),
+]
+SaveStatistics = Annotated[
+    Path | None,
+    typer.Option("--save-statistics", metavar="FILE", help="Write the statistics, as calibrate."),
+]
+Every = Annotated[
+    int,
+    typer.Option(
+        "--every", metavar="N", min=1, help="Parts of the data between two writes of statistics."
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the statistics of a run that was ended.")
+]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Show the range and SQNR of each calibrator.")
+]
+Calibrators = Annotated[
+    list[str] | None,
+    typer.Option("--calibrator", metavar="NAME", help="Compare these; by default all."),
+]
+Samples = Annotated[
+    int,
+    typer.Option(
+        "--samples", metavar="N", min=0, help="Samples of --data to judge the outputs by."
+    ),
+]
+Pictures = Annotated[
+    Path | None,
+    typer.Option(
+        "--pictures", metavar="FOLDER", help="Draw each tensor's histogram and thresholds."
+    ),
+]
+Tensors = Annotated[
+    list[str] | None,
+    typer.Option("--tensor", metavar="GLOB", help="Show or draw these alone; by default all."),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(
@@ -112,6 +186,63 @@ AnyTarget = Annotated[
 OneTarget = Annotated[
     str,
     typer.Option("--target", metavar="NAME", help="Where it is to run: or onnxruntime."),
+]
+BuildTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="NAME",
+        show_default=False,
+        help="Where it is to run: tensorrt_rtx (if not told), onnxruntime, tensorrt (if not told, "
+        "with --calibrator).",
+    ),
+]
+EngineCalibrator = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrator",
+        metavar="NAME",
+        help="Let TensorRT calibrate a float file: tensorrt_entropy2, tensorrt_minmax.",
+    ),
+]
+EngineData = Annotated[
+    Path | None, typer.Option("--data", metavar="DATA.yaml", help="What the calibrator reads.")
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="FILE",
+        help="The calibration cache: read if it is there, else written.",
+    ),
+]
+CacheOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="FILE",
+        help="Write ranges of all tensors of a float ONNX file as TensorRT 10 reads them.",
+    ),
+]
+TensorrtVersion = Annotated[
+    str,
+    typer.Option("--tensorrt-version", metavar="VERSION", help="Which TensorRT reads the cache."),
+]
+TrustCache = Annotated[
+    bool,
+    typer.Option("--trust-cache", help="Take the cache whatever model it was made for."),
+]
+Buffers = Annotated[
+    Literal["torch", "pycuda"] | None,
+    typer.Option(
+        "--buffers",
+        metavar="KIND",
+        show_default=False,
+        help="Who allocates on the GPU: torch, pycuda.",
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Write nothing, and exit with 1, if a tensor has no range.")
 ]
 Gpu = Annotated[
     str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections import defaultdict
@@ -16,6 +17,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from quantkit._cli_process import leads
 from quantkit.interfaces import Finding, Inspection, Severity
 
 if TYPE_CHECKING:
@@ -40,9 +42,9 @@ class Screen:
         if self._as_json:
             print(json.dumps(value, indent=2), file=self._stream)
 
-    def line(self, text: str = "", style: str = "") -> None:
-        """One line of text; nothing in it is markup."""
-        self._console.print(Text(text, style=style))
+    def line(self, text: str = "", style: str = "", *, copied: bool = False) -> None:
+        """One line of text, left whole where it is to be copied; nothing in it is markup."""
+        self._console.print(Text(text, style=style), soft_wrap=copied)
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table; the last column takes the room that is left."""
@@ -70,7 +72,7 @@ class Screen:
 
     def warnings(self, findings: Iterable[Finding]) -> None:
         """A line each on standard error, whatever is printed on standard output."""
-        for finding in findings:
+        for finding in findings if leads() else ():
             print(finding, file=sys.stderr)
 
     def coverage(self, inspection: Inspection, *, every_layer: bool) -> None:
@@ -154,6 +156,17 @@ class Screen:
         self.json({"output": str(output), "bytes": bytes_after, "float_bytes": bytes_before,
                    "recipe": recipe.name, "form": form, "seconds": seconds, "warnings": told,
                    "plan": json.loads(plan.to_json())})  # fmt: skip
+        self.planned(plan, recipe)
+        self.line(
+            f"Wrote {output}: {size(bytes_after)}; the float weights take {size(bytes_before)}, "
+            f"{bytes_before / bytes_after:.1f} times that.",
+            "green",
+        )
+        runtime = "onnxruntime" if form == "onnxruntime" else "tensorrt_rtx"
+        self.line(f"Next: quantkit check {output} --target {runtime}", "dim")
+
+    def planned(self, plan: Placement, recipe: Recipe) -> None:
+        """How many layers are quantized, to what, and what is float and why."""
         layers = [d for d in plan.decisions if d.kind != "add"]
         left = [d for d in layers if not d.quantized]
         self.line(f"{len(plan.quantized)} of {count(len(layers), 'layer')} quantized", "bold")
@@ -162,13 +175,6 @@ class Screen:
         if left:
             groups = _grouped(((d.kind, "float", d.reason), d.op) for d in left)
             self.table(("layers", "operator", "runs in", "why"), groups)
-        self.line(
-            f"Wrote {output}: {size(bytes_after)}; the float weights take {size(bytes_before)}, "
-            f"{bytes_before / bytes_after:.1f} times that.",
-            "green",
-        )
-        runtime = "onnxruntime" if form == "onnxruntime" else "tensorrt_rtx"
-        self.line(f"Next: quantkit check {output} --target {runtime}", "dim")
 
     def recipes(self, known: Sequence[Recipe]) -> None:
         """Every recipe, and what it is for."""
@@ -235,7 +241,7 @@ def _formats(recipe: Recipe) -> dict[str, str]:
 @contextmanager
 def screen(as_json: bool) -> Iterator[Screen]:
     """The screen of a command; what others print meanwhile goes to standard error."""
-    stream = sys.stdout
+    stream = sys.stdout if leads() else io.StringIO()
     with redirect_stdout(sys.stderr):
         yield Screen(stream, as_json)
 

@@ -1,20 +1,19 @@
-"""What the commands do: read options, load, quantize, write; and show that work goes on."""
+"""What the commands check before they work, and how they show that work goes on."""
 
 from __future__ import annotations
 
 import inspect
-import json
-import math
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
 from quantkit import plugins
+from quantkit._cli_process import leads
 from quantkit.errors import (
     DataError,
     ExportError,
@@ -27,25 +26,17 @@ from quantkit.hardware import compute_capability
 from quantkit.interfaces import ExportForm, Finding, Severity, Target
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from quantkit._cli_options import Shapes
-    from quantkit.data import Batch, Data
-    from quantkit.model import QuantizedModel
     from quantkit.recipe import Recipe
-
-    Source: TypeAlias = nn.Module | torch.export.ExportedProgram
 
 #: Wrong usage, of whichever copy of click Typer brings.
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
 
-def make_target(name: str, gpu: str | None, cpu: str) -> Target:
-    """A target with the options that it has."""
+def make_target(name: str, gpu: str | None, cpu: str, **others: object) -> Target:
+    """A target with the options that it has, and ``others``, which it must have."""
     kind = plugins.find("targets", name, Target)
     known = inspect.signature(kind).parameters
-    options = {"cpu": cpu} if "cpu" in known else {}
+    options: dict[str, Any] = others | ({"cpu": cpu} if "cpu" in known else {})
     if gpu is not None:
         if "compute_capability" not in known:
             raise UsageError(f"the target {name} uses no GPU: leave --gpu out")
@@ -123,6 +114,21 @@ def require_together(given: dict[str, object], judged: dict[str, object]) -> Non
         raise UsageError(f"{present[0]} needs {absent[0]} as well")
 
 
+def require_checkpoint(
+    option: str,
+    save: Path | None,
+    data: Path | None,
+    statistics: Sequence[Path] | None,
+    resume: bool,
+) -> None:
+    """Options that mean something only where data are run, and what is seen is written."""
+    if resume and save is None:
+        raise UsageError(f"--resume goes on from the file of {option}: give that as well")
+    if (resume or (save and option != "-o")) and (data is None or statistics):
+        given = "--resume" if resume else option
+        raise UsageError(f"{given} is of a run over --data: give that, and no --statistics")
+
+
 def require_file(path: Path) -> None:
     """Tell before slow imports that there is no such file."""
     if not path.is_file():
@@ -143,145 +149,6 @@ def require_writable(path: Path) -> None:
         ) from error
 
 
-def load(source: str, weights: Path | None) -> Source:
-    """The float model."""
-    from quantkit.loading import load_model
-
-    with working(f"loading {source}"):
-        return load_model(source, weights)
-
-
-def load_reference(source: str, weights: Path | None) -> Source | Path:
-    """The float model, or the path of its ONNX file."""
-    if not source.endswith(".onnx"):
-        return load(source, weights)
-    if weights is not None:
-        raise UsageError(f"{source} holds its own weights: leave --weights out")
-    require_file(Path(source))
-    return Path(source)
-
-
-def open_data(path: Path, model: Source | Path | None) -> Data | CountedBatches:
-    """The batches of a data file, whose inputs have names that ``model`` knows."""
-    from torch import nn
-
-    from quantkit.data import load_data_spec
-
-    spec = load_data_spec(path)
-    if isinstance(model, nn.Module):
-        _require_names(path, list(spec.inputs), model)
-    opened = spec.open()
-    if opened.rows == 0:
-        raise DataError(f"{path}: {spec.source} has no row; give data with at least one")
-    return opened if opened.rows is None else CountedBatches(opened)
-
-
-class CountedBatches:
-    """Batches whose number is known, so that a progress bar has an end."""
-
-    def __init__(self, data: Data) -> None:
-        self._data = data
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self._data)
-
-    def __len__(self) -> int:
-        return math.ceil((self._data.rows or 0) / self._data.spec.batch_size)
-
-
-def quantize(
-    model: Source,
-    recipe: Recipe,
-    batches: Data | CountedBatches | None,
-    shapes: Shapes,
-    *,
-    static: bool,
-) -> QuantizedModel:
-    """The steps of ``quantkit.quantize``, each shown while it runs."""
-    from torch import nn
-
-    from quantkit.batches import as_batches
-    from quantkit.workflow import calibrate, prepare, round_weights
-
-    args, kwargs = _examples(shapes)
-    if batches is not None and not shapes:
-        args, kwargs = next(as_batches(batches))
-    if not (args or kwargs) and isinstance(model, nn.Module):
-        raise DataError(
-            "the model is captured with example inputs, and there are none; give --data, or "
-            "--input-shape 1,3,32,32"
-        )
-    with working("capturing the model"):
-        qmodel = prepare(
-            model, recipe, example_inputs=args, example_kwargs=kwargs,
-            dynamic_shapes=None if static else "batch",
-        )  # fmt: skip
-    if batches is not None and any(True for _ in qmodel.of_role("activation")):
-        calibrate(qmodel, batches)
-    with working("rounding weights"):
-        round_weights(qmodel)
-    return qmodel
-
-
-def write(
-    model: QuantizedModel, output: Path, form: ExportForm, *, plan: Path | None, state: Path | None
-) -> None:
-    """The ONNX file, and what else was asked for."""
-    from quantkit.files import replacing
-    from quantkit.onnx.export import export_onnx
-
-    with working("writing ONNX"):
-        export_onnx(model, output, form=form)
-    if plan is not None:
-        with replacing(plan) as temporary:
-            temporary.write_text(json.dumps(json.loads(model.plan.to_json()), indent=2) + "\n")
-    if state is not None:
-        model.save(state)
-
-
-def bytes_of(model: Source) -> int:
-    """How much a float model's weights take."""
-    from quantkit.loading import weight_bytes
-
-    return weight_bytes(model)
-
-
-def bytes_on_disk(path: Path) -> int:
-    """The size of an ONNX file, with the files that hold weights of it."""
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    beside = {
-        path.with_name(entry.value)
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return sum(file.stat().st_size for file in (path, *beside))
-
-
-def _examples(shapes: Shapes) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-    """Inputs of these shapes; their values do not matter."""
-    import torch
-
-    # Zeros: whole numbers are mostly indices, and 0 is one in every table.
-    made = [(name, torch.zeros(sizes, dtype=getattr(torch, kind))) for name, sizes, kind in shapes]
-    by_order = tuple(value for name, value in made if name is None)
-    return by_order, {name: value for name, value in made if name is not None}
-
-
-def _require_names(path: Path, names: list[str], model: nn.Module) -> None:
-    parameters = inspect.signature(model.forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    unknown = [name for name in names if name not in parameters]
-    if unknown:
-        raise DataError(
-            f"{path}: {type(model).__name__}.forward has no input {unknown[0]!r}; name the inputs "
-            f"as it does: {', '.join(parameters)}"
-        )
-
-
 @contextmanager
 def working(text: str) -> Iterator[None]:
     """A spinner on standard error while one step runs; nothing where nobody watches."""
@@ -290,7 +157,7 @@ def working(text: str) -> Iterator[None]:
     if getattr(signal.getsignal(signal.SIGINT), "came", None):  # of the handler in cli
         raise KeyboardInterrupt  # a library whose import it interrupted has swallowed it
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal and leads()):
         yield
         return
     with console.status(text):

@@ -17,13 +17,14 @@ from quantkit.errors import DataError
 Call = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
 
-def as_batches(calibration: object) -> Iterator[Call]:
+def as_batches(calibration: object, first: int = 0) -> Iterator[Call]:
     """Each batch of any data as the ``(args, kwargs)`` of a model call, one at a time.
 
     Args:
         calibration: a `DataSpec`, a `Data`, a ``DataLoader`` or any iterable of batches; a batch
             is one tensor or array, a tuple or list of them (inputs by order), or a mapping
             (inputs by name).
+        first: the number of the first batch, for messages.
 
     Raises:
         DataError: no batch, an empty one, NaN or infinity, or batches that differ in form.
@@ -42,12 +43,12 @@ def as_batches(calibration: object) -> Iterator[Call]:
             f"calibration {calibration!r} is no iterable of batches; pass a list of tensors, or "
             "load_data_spec of a YAML file"
         )
-    return _checked(calibration)
+    return _checked(calibration, first)
 
 
-def _checked(batches: Iterable[object]) -> Iterator[Call]:
+def _checked(batches: Iterable[object], start: int) -> Iterator[Call]:
     first: list[int | str] | None = None
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(batches, start):
         if isinstance(batch, Batch):
             batch = batch.inputs
         named = batch if isinstance(batch, Mapping) else {}
@@ -59,7 +60,9 @@ def _checked(batches: Iterable[object]) -> Iterator[Call]:
         if not form:
             raise DataError(f"batch {index} has no input; leave it out")
         if form != first:
-            raise DataError(f"batch {index} has the inputs {form}, batch 0 {first}; give all alike")
+            raise DataError(
+                f"batch {index} has the inputs {form}, batch {start} {first}; give all alike"
+            )
         yield args, kwargs
     if first is None:
         again = " (an iterator can be read only once)" if isinstance(batches, Iterator) else ""

@@ -1,24 +1,23 @@
-"""The command line: ``quantize``, ``build``, ``check`` and ``recipes``."""
+"""The command line: ``quantkit`` and its commands."""
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import sys
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import NoReturn
+from collections.abc import Sequence
 
 import typer
 
 from quantkit import __version__, plugins
+from quantkit import _cli_build as building
+from quantkit import _cli_cache as caches
+from quantkit import _cli_calibrate as calibration
+from quantkit import _cli_migrate as migration
+from quantkit import _cli_model as models
+from quantkit import _cli_onnx as onnx_files
 from quantkit import _cli_options as option
 from quantkit import _cli_work as work
+from quantkit._cli_process import leads, process, tells, together
 from quantkit._cli_show import screen
 from quantkit.errors import QuantkitError
 
@@ -28,6 +27,8 @@ from quantkit.errors import QuantkitError
 _INTERRUPTED = 130
 _TERMINATED = 143
 _ENDED = {_INTERRUPTED: "interrupted", _TERMINATED: "terminated"}
+#: Commands that several processes can share.
+_SHARED = ("calibrate", "quantize")
 
 app = typer.Typer(
     add_completion=False,
@@ -50,8 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0
     """
     argv = sys.argv[1:] if arguments is None else list(arguments)
+    if not leads() and not set(argv[:1]) & set(_SHARED):
+        return 0  # the process that leads runs it
     code: object = 0
-    with _process() as signals:
+    with process() as signals:
         try:
             code = app(args=argv, prog_name="quantkit", standalone_mode=False)
         except (KeyboardInterrupt, typer.Abort):
@@ -59,16 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (Exception, SystemExit) as error:
             # A signal in the middle of an import makes libraries fail in ways of their own.
             if not signals and isinstance(error, QuantkitError):
-                return _fail(str(error), error.exit_code)
+                return _fail(str(error), error.exit_code, tells(error))
             if not signals and isinstance(error, work.UsageError):
-                return _fail(_usage(error), 2)
+                return _fail(_usage(error), 2, tells(error))
             if not signals:
                 raise
             code = _INTERRUPTED
     if code == _INTERRUPTED and signals:  # it is Typer's answer to Ctrl-C as well
         code = signals[-1]
     if code in _ENDED:
-        return _fail(f"{_ENDED[code]}; files that were there are unchanged", code)
+        return _fail(f"{_ENDED[code]}; files that were there are unchanged", code, leads())
     return int(code) if isinstance(code, int) else 0
 
 
@@ -95,6 +98,7 @@ def quantize(
     output: option.OnnxOutput,
     recipe: option.RecipeOption = "int8_ptq",
     data: option.CalibrationData = None,
+    statistics: option.Statistics = None,
     weights: option.Weights = None,
     input_shape: option.InputShape = None,
     static: option.Static = False,
@@ -104,65 +108,101 @@ def quantize(
     form: option.Form = None,
     save_plan: option.SavePlan = None,
     save: option.SaveState = None,
+    save_statistics: option.SaveStatistics = None,
+    every: option.Every = 64,
+    resume: option.Resume = False,
     as_json: option.Json = False,
 ) -> None:
-    """Quantize a PyTorch model, and write it as ONNX with Q/DQ.
+    """Quantize a PyTorch model or a float ONNX file, and write it as ONNX with Q/DQ.
 
     \b
     Examples:
       quantkit quantize net:make --weights net.pth --data calib.yaml -o net.onnx
       quantkit quantize net.pt2 --recipe int8_cpu --data calib.yaml -o cpu.onnx
+      quantkit quantize float.onnx --data calib.yaml -o net.onnx
       quantkit quantize net.pt2 --recipe int8_weight_only -o weights.onnx
       quantkit quantize net:make --recipe my.yaml --input-shape 1,3,8,8 -o w.onnx
     """  # noqa: D301
     started = time.perf_counter()
-    with screen(as_json) as show:
+    with together(), screen(as_json) as show:
+        onnx_files.refuse_options(
+            model, {"--weights": weights, "--input-shape": input_shape, "--static": static,
+                    "--save": save},
+        )  # fmt: skip
         place = work.optional_target(target, gpu, cpu)
         shapes = option.parse_shapes(input_shape or ())
-        for path in filter(None, (output, save_plan, save)):
+        work.require_checkpoint("--save-statistics", save_statistics, data, statistics, resume)
+        for path in filter(None, (output, save_plan, save, save_statistics)):
             work.require_writable(path)
-        chosen = work.accepted_recipe(recipe, place, cpu, data)
+        chosen = work.accepted_recipe(recipe, place, cpu, data, any_data=bool(statistics))
         wanted = form or (chosen.target if place is None else place.form)
         work.require_form(chosen, wanted)
         doubts = work.warnings_of(chosen, place, wanted, cpu)
         show.warnings(doubts)
-        source = work.load(model, weights)
-        batches = None if data is None else work.open_data(data, source)
-        qmodel = work.quantize(source, chosen, batches, shapes, static=static)
-        work.write(qmodel, output, wanted, plan=save_plan, state=save)
+        source = models.load(model, weights)
+        given = models.seen(data, source, statistics, save_statistics, every=every, resume=resume)
+        qmodel = models.quantize(source, chosen, given, shapes, static=static)
+        if not leads():
+            return
+        models.write(qmodel, output, wanted, plan=save_plan, state=save)
         show.quantized(
-            qmodel.plan, chosen, output=output, form=wanted, bytes_before=work.bytes_of(source),
-            bytes_after=work.bytes_on_disk(output), seconds=time.perf_counter() - started,
+            qmodel.plan, chosen, output=output, form=wanted, bytes_before=models.bytes_of(source),
+            bytes_after=models.bytes_on_disk(output), seconds=time.perf_counter() - started,
             warnings=doubts,
         )  # fmt: skip
 
 
 @app.command()
-def build(
-    model: option.Onnx,
-    output: option.EngineOutput,
-    target: option.OneTarget = "tensorrt_rtx",
-    gpu: option.Gpu = None,
+def calibrate(
+    model: option.Model,
+    recipe: option.RecipeOption = "int8_ptq",
+    data: option.CalibrationData = None,
+    output: option.StatisticsOutput = None,
+    statistics: option.Statistics = None,
+    compare: option.Compare = False,
+    calibrator: option.Calibrators = None,
+    samples: option.Samples = 256,
+    pictures: option.Pictures = None,
+    tensor: option.Tensors = None,
+    every: option.Every = 64,
+    resume: option.Resume = False,
+    weights: option.Weights = None,
+    input_shape: option.InputShape = None,
+    static: option.Static = False,
     cpu: option.Cpu = "auto",
-    layers: option.Layers = False,
+    cache: option.CacheOutput = None,
+    tensorrt_version: option.TensorrtVersion = "10.13.3",
     as_json: option.Json = False,
 ) -> None:
-    """Build what the target deploys, and tell how each layer runs.
+    """Collect what calibrators read, in one pass over data, and compare what they make of it.
+
+    Under torchrun, quantize and calibrate share the data among all processes.
 
     \b
     Examples:
-      quantkit build net.onnx -o net.engine --gpu 8.6
-      quantkit build net.onnx -o net.engine --gpu A40 --layers
-      quantkit build cpu.onnx -o cpu.ort.onnx --target onnxruntime
+      quantkit calibrate net:make --data calib.yaml -o seen.safetensors
+      quantkit calibrate net.pt2 --statistics seen.safetensors --data calib.yaml --compare
+      quantkit calibrate net.pt2 --statistics seen.safetensors --pictures pictures
+      quantkit calibrate net.pt2 --data calib.yaml -o seen.safetensors --resume
+      quantkit calibrate float.onnx --data calib.yaml --cache float.cache
     """  # noqa: D301
-    with screen(as_json) as show:
-        place = work.make_target(target, gpu, cpu)
-        work.require_file(model)
-        work.require_writable(output)
-        from quantkit import checking
+    asked = calibration.Asked(
+        recipe=recipe, data=data, output=output, statistics=tuple(statistics or ()),
+        compare=compare, calibrators=tuple(calibrator or ()), samples=samples, pictures=pictures,
+        tensors=tuple(tensor or ()), every=every, resume=resume, cpu=cpu, static=static,
+        shapes=option.parse_shapes(input_shape or ()),
+    )  # fmt: skip
+    with together(), screen(as_json) as show:
+        onnx_files.refuse_options(
+            model, {"--weights": weights, "--input-shape": input_shape, "--static": static}
+        )
+        if cache is not None:
+            caches.write(model, cache, tensorrt_version, asked, show)
+        else:
+            calibration.calibrate(model, weights, asked, show)
 
-        built = checking.build(model, output, place)
-        show.built(built, output, output.stat().st_size, every_layer=layers)
+
+app.command("build")(building.command)
 
 
 @app.command()
@@ -196,8 +236,8 @@ def check(
         )
         place = work.make_target(target, gpu, cpu)
         work.require_file(model)
-        compared = None if reference is None else work.load_reference(reference, weights)
-        batches = None if data is None else work.open_data(data, compared)
+        compared = None if reference is None else models.load(reference, weights)
+        batches = None if data is None else models.open_data(data, compared)
         from quantkit import checking
 
         report = checking.check(
@@ -206,6 +246,9 @@ def check(
         )  # fmt: skip
         show.checked(report, every_layer=layers)
     return 0 if report.ok else 1
+
+
+app.command("migrate")(migration.command)
 
 
 @app.command()
@@ -230,9 +273,10 @@ def recipes(recipe: option.RecipeArgument = None, as_json: option.Json = False) 
             show.recipe(found, work.where_it_runs(found))
 
 
-def _fail(message: str, code: int) -> int:
-    """One line on standard error, whatever the message is made of."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, code: int, told: bool) -> int:
+    """One line on standard error, whatever the message is made of; on one process of a group."""
+    if told:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
@@ -242,48 +286,3 @@ def _usage(error: Exception) -> str:
     message = str(getattr(error, "format_message", lambda: error)()).rstrip(".")
     message = message.replace("Value error, ", "")  # of the library that Typer checks values with
     return f"{message}; see {command} --help"
-
-
-class _Ender:
-    """Ends a run by a signal, and remembers it: what is being imported may swallow the exception.
-
-    Attributes:
-        came: the exit codes of the signals that came, 128 more than their numbers.
-    """
-
-    def __init__(self) -> None:
-        self.came: list[int] = []
-
-    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
-        """As Python's own handler, so that files are left as they were."""
-        self.came.append(128 + number)
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def _process() -> Iterator[list[int]]:
-    """The state of the process while a command runs: what others print, and how it is ended.
-
-    Yields the exit codes of the signals that came.
-    """
-    ender = _Ender()
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    # What libraries log is not for users; TORCH_LOGS and python -W bring it back.
-    if "TORCH_LOGS" not in os.environ:
-        logging.disable(logging.ERROR)
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        # Ended by kill, Python would leave at once, and temporary files would stay.
-        handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, ender)
-        # Where Ctrl-C is ignored (nohup, a job in the background) it stays so.
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            handlers[signal.SIGINT] = signal.signal(signal.SIGINT, ender)
-    try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.simplefilter("ignore")
-            yield ender.came
-    finally:
-        logging.disable(logging.NOTSET)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

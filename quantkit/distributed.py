@@ -160,8 +160,8 @@ def _collectively(work: Callable[[], object]) -> None:
         work()
     except RuntimeError as error:  # that of gloo has no class of its own
         raise GroupError(
-            f"one of {place().world} processes has ended ({_line(error)}); look for its own message, or "
-            "whether its memory ran out, and run again"
+            f"one of {place().world} processes has ended ({_line(error)}); look for its own "
+            "message, or whether its memory ran out, and run again"
         ) from error
 
 

@@ -126,7 +126,7 @@ def _misread(source: str) -> str:
         name = f"{Path(source.partition(':')[0]).stem}:{source.partition(':')[2] or 'NAME'}"
         return f"names a file; write {name} in the folder of it"
     if suffix == ".onnx":
-        return "is ONNX already, and this takes PyTorch models"
+        return "is ONNX, which quantize_onnx takes, and this takes PyTorch models"
     if suffix in _PICKLES:
         return "holds weights or a pickle, not a model that can be read safely (--weights takes it)"
     return "names neither a file nor a factory"

@@ -15,16 +15,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import fake_tensorrt
 import numpy as np
 import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
+from two_ways import export_float
 
 from quantkit import __version__, cli
 from quantkit._cli_show import screen
 from quantkit.graph.plan import Placement
 from quantkit.interfaces import Finding, Severity
+from quantkit.targets import _tensorrt_calibration
 
 NET = '''
 """A user's own file."""
@@ -125,6 +128,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     batch = {0: torch.export.Dim.DYNAMIC}
     program = torch.export.export(net, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=(batch,))
     torch.export.save(program, folder / "net.pt2")
+    export_float(net, (torch.zeros(2, 3, 8, 8),), folder / "float.onnx")
     (folder / "junk.pt2").write_text("junk")
     (folder / "junk.onnx").write_text("junk")
     return folder
@@ -190,14 +194,15 @@ def test_help_does_not_wait_for_pytorch() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-COMMANDS = ("quantize", "check", "build", "recipes")
+COMMANDS = ("calibrate", "quantize", "migrate", "check", "build", "recipes")
 
 
-def examples(*, rtx: bool) -> list[str]:
+def examples(*, rtx: bool, calibrator: bool = False) -> list[str]:
     """The examples of every help text, each once, in the order in which a user needs them."""
     texts = [command.callback.__doc__ or "" for command in cli.app.registered_commands]
     found = [line.strip() for text in texts for line in text.splitlines()]
     lines = dict.fromkeys(line for line in found if line.startswith("quantkit "))
+    lines = dict.fromkeys(line for line in lines if calibrator == ("--calibrator tens" in line))
     kept = [line for line in lines if rtx == any(w in line for w in ("--gpu", "check net.onnx"))]
     return sorted(kept, key=lambda line: COMMANDS.index(line.split()[1]))
 
@@ -222,6 +227,21 @@ def exported(made: Path) -> Path:
 def test_the_examples_of_the_help_texts_run(exported: Path) -> None:
     for name in ("net.onnx", "cpu.onnx", "weights.onnx", "w.onnx", "cpu.ort.onnx"):
         assert onnx.load(exported / name).graph.node, name
+
+
+def test_the_examples_with_a_calibrator_of_tensorrt_run(
+    exported: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a TensorRT of plain Python: it calls as the real one does."""
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.module())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(
+        _tensorrt_calibration, "open_buffers", lambda kind: fake_tensorrt.HostBuffers()
+    )
+    lines = examples(rtx=False, calibrator=True)
+    assert lines
+    for line in lines:
+        assert run(line.removeprefix("quantkit "))[0] == 0, line
 
 
 @needs_rtx
@@ -424,7 +444,8 @@ def test_quantize_refuses_with_one_line_and_its_exit_code(
         ("nets:make", 6, "no module 'nets'; run from the folder"),
         ("net.py:make", 6, "write net:make"),
         ("net.pth", 6, "(--weights takes it)"),
-        ("net.onnx", 6, "is ONNX already"),
+        ("absent.onnx", 6, "no such file; give a float ONNX file"),
+        ("junk.onnx", 6, "junk.onnx: not an ONNX file"),
         ("junk.pt2", 6, "save it with torch.export.save"),
         ("absent.pt2", 6, "no such file"),
     ],

@@ -53,7 +53,7 @@ def bars(counts: Tensor, exponent: Tensor, most: int = BARS) -> Bars:
     Example:
         >>> found = bars(torch.tensor([[0, 0, 1, 0, 5, 2, 0, 0]]), torch.tensor([0]), most=4)
         >>> found.edges.tolist(), found.counts.tolist()
-        ([-2.0, -1.0, 1.0, 2.0], [1, 5, 2])
+        ([-3.0, -2.0, -1.0, 1.0, 2.0], [1, 0, 5, 2])
     """
     widest = exponent.max().expand_as(exponent)
     joined = histogram.coarsen(counts, exponent, widest).sum(dim=0).cpu()
@@ -113,7 +113,9 @@ def picture(observer: Observer, comparison: TensorComparison) -> bytes:
     zero = int(found.counts[(found.edges[:-1] < 0) & (found.edges[1:] > 0)].sum())
     if zero:
         share = zero / int(found.counts.sum())
-        axes.vlines(0.0, 0.0, zero, color="#7A828C", linewidth=2.5, label=f"next to zero\n{share:.1%}")
+        axes.vlines(
+            0.0, 0.0, zero, color="#7A828C", linewidth=2.5, label=f"next to zero\n{share:.1%}"
+        )
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
     axes.set_xlabel("value")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import GraphProto, NodeProto, TensorProto
 
 from quantkit.errors import ModelFileError
+from quantkit.onnx.facts import read_proto
 
 _CHUNK = 1 << 20
 
@@ -38,14 +38,7 @@ class Fingerprint:
         Raises:
             ModelFileError: it is not there, it is no ONNX file, or its weights are not there.
         """
-        try:
-            proto = onnx.load(model, load_external_data=False)
-        except OSError as error:
-            raise ModelFileError(
-                f"{model}: cannot be read ({error.strerror}); give the path of an ONNX file"
-            ) from error
-        except DecodeError as error:
-            raise ModelFileError(f"{model}: not an ONNX file; export the model first") from error
+        proto = read_proto(model)
         hashed = _Hashed(model.parent)
         for opset in sorted((o.domain, o.version) for o in proto.opset_import):
             hashed.add(opset)
