@@ -104,7 +104,7 @@ def migrated() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = export_float(model, module, Path(folder) / "float.onnx")
         data = list(model.calibration(CALIBRATION_BATCH))
-        for calibrator in ("minmax", "entropy"):
+        for calibrator in ("minmax", "entropy", "mse"):
             cache = Path(folder) / f"{calibrator}.cache"
             write_cache(cache, cache_of(path, data, calibrator=calibrator))
             recipe = _recipe("int8_ptq", calibrator)
