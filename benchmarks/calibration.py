@@ -174,7 +174,10 @@ def _best(model: BenchModel) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = export_onnx(chosen, Path(folder) / "best.onnx", form="onnxruntime")
         points = accuracy(model, module, chosen, path, None)["points"]
-    return {"sqnr_db": sqnr, "best_seconds": seconds, "points": points}
+    return {
+        "sqnr_db": sqnr, "best_seconds": seconds, "threads": torch.get_num_threads(),
+        "points": points,
+    }  # fmt: skip
 
 
 def _outputs(module: nn.Module, inputs: list[tuple[Tensor, ...]]) -> Tensor:

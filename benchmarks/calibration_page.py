@@ -98,7 +98,9 @@ def _best(models: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "What `int8_best` took to quantize, and its points deployed (ONNX Runtime, exact mode):"
     yield ""
-    yield from table(("model", "seconds", "points", "float"), map(_points_row, models.items()))
+    yield from table(
+        ("model", "seconds (threads)", "points", "float"), map(_points_row, models.items())
+    )
     yield ""
 
 
@@ -112,7 +114,8 @@ def _points_row(item: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
     model, row = item
     points = row["points"]
     return (
-        model, f"{row['best_seconds']:.1f}", f"{points['exact']:.2f}", f"{points['float']:.2f}",
+        model, f"{row['best_seconds']:.1f} ({row['threads']})", f"{points['exact']:.2f}",
+        f"{points['float']:.2f}",
     )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from quantkit.thresholds import searched, within
 
 #: Spans of the histogram that the search reads: it needs no finer ones.
 _SPANS = 1024
+#: From so many codes a side on one more on one side does not matter.
+_MANY = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,11 @@ class MSE(Calibrator):
         below = (-state["minimum"]).double().clamp(min=0)
         above = state["maximum"].double().clamp(min=0)
         if spec.symmetric:
-            folded = rounding_error.folded(both)
+            # The code more that integers have below zero is little of 128, and much of 8.
+            alike = both if spec.qmax - spec.middle < _MANY else rounding_error.folded(both)
             best = self._search(
                 torch.maximum(below, above),
-                lambda ends: rounding_error.noise_of_ranges(folded, -ends, ends, spec),
+                lambda ends: rounding_error.noise_of_ranges(alike, -ends, ends, spec),
             )
             return within(state, best, best)
 

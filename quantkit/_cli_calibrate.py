@@ -227,19 +227,20 @@ def _compared(
 ) -> None:
     """A row a tensor, a column a calibrator, and below them what they are worth as a whole."""
     names, outputs = comparison.calibrators, comparison.output_sqnr
-    table = [(t.tensor, *(_cell(t, number) for number in range(len(names)))) for t in rows]
+    taken = max(14, *(len(t.tensor) for t in rows)) + sum(2 + max(len(n), 12) for n in names)
+    wide = taken <= show.width  # else the ends of ranges would be broken over lines
+    table = [(t.tensor, *(_cell(t, number, wide) for number in range(len(names)))) for t in rows]
     table.append(("",) * (len(names) + 1))
     table.append(("mean SQNR", *(f"{comparison.mean_sqnr(n):5.1f}" for n in names)))
     table.append(("tensors won", *(f"{comparison.wins(n):3d}" for n in names)))
     if outputs is not None:
         table.append(("at the outputs", *(f"{_decibels(x)}" for x in outputs)))
     # Names are longer than figures; what is below them says what those are.
-    show.table(("tensor", *(f"{name}\n   dB     to" for name in names)), table)
+    show.table(("tensor", *(f"{name}\n   dB{'     to' if wide else ''}" for name in names)), table)
     show.line()
-    show.line(
-        "dB: signal to quantization noise, * the best; to: the end of the range farthest from 0 "
-        "(both ends: --json)", "dim",
-    )  # fmt: skip
+    to = "to: the end of its range farthest from 0 (both: --json)"
+    ranges = to if wide else "ranges: --json, a wider window"
+    show.line(f"dB: signal to quantization noise, * the best; {ranges}", "dim")
     best, how = choice
     if outputs is not None and comparison.mixed_sqnr is not None:
         show.line(
@@ -248,15 +249,16 @@ def _compared(
             f"{max(outputs):.1f}."
         )
     else:
-        show.line("Give --data to measure what reaches the outputs, which counts more.", "dim")
+        show.line("What reaches the outputs counts more: give --data, and a PyTorch model.", "dim")
     show.line(f"Use {best}: {how}", "bold green")
 
 
-def _cell(tensor: TensorComparison, number: int) -> str:
-    """Such as `` 38.1* 6.03``."""
+def _cell(tensor: TensorComparison, number: int, wide: bool) -> str:
+    """Such as `` 38.1* 6.03``; the range where there is room."""
     own = tensor.ranges[number]
     star = "*" if own == tensor.best else " "
-    return f"{_decibels(own.sqnr)}{star}{_short(max(own.low, own.high, key=abs)):>6}"
+    end = f"{_short(max(own.low, own.high, key=abs)):>6}" if wide else ""
+    return f"{_decibels(own.sqnr)}{star}{end}"
 
 
 def _decibels(value: float) -> str:

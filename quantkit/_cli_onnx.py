@@ -54,6 +54,8 @@ def require_names(data: Path, names: Iterable[str], model: Path) -> None:
     from quantkit.onnx.facts import FileFacts
 
     wanted, given = FileFacts.of(model).inputs, list(names)
+    if not wanted:
+        raise ModelFileError(f"{model}: has no inputs, or is empty; export the model again")
     listed = ", ".join(wanted)
     unknown = [name for name in given if name not in wanted]
     if unknown:
@@ -101,8 +103,10 @@ def weight_bytes(model: Path) -> int:
     from onnx.external_data_helper import uses_external_data
 
     graph = onnx.load(model, load_external_data=False).graph
+    constants = [node for node in graph.node if node.op_type == "Constant"]
+    inside = [a.t for node in constants for a in node.attribute if a.HasField("t")]
     total = 0
-    for tensor in graph.initializer:
+    for tensor in (*graph.initializer, *inside):
         if uses_external_data(tensor):
             length = next((e.value for e in tensor.external_data if e.key == "length"), "0")
             total += int(length)

@@ -37,6 +37,11 @@ class Screen:
         self._as_json = as_json
         self._console = Console(file=stream, highlight=False, quiet=as_json)
 
+    @property
+    def width(self) -> int:
+        """Characters on a line."""
+        return self._console.width
+
     def json(self, value: Any) -> None:
         """Print ``value``, if JSON is wanted."""
         if self._as_json:

@@ -190,9 +190,13 @@ def check_batch(
             continue
         expected = _form(example, dynamic_dims)
         if _form(got[name], dynamic_dims) != expected:
+            kind = str(example.dtype).removeprefix("torch.")
+            other = got[name].dtype != example.dtype
+            how = f" (`dtype: {kind}` under the input in a data file)" if other else ""
             raise DataError(
                 f"batch {batch_index}, input {name!r}: got {_form(got[name])}, expected "
-                f"{expected}; convert the data, or capture the model with example inputs like it"
+                f"{expected}; convert the data{how}, or capture the model with example inputs like "
+                "it"
             )
 
 

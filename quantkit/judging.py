@@ -72,7 +72,7 @@ def judge(model: QuantizedModel, calls: Sequence[Call], candidates: Sequence[Gri
         chosen = _departures(_effects(model, quantizers, calls, candidates), best)
         mixture = [candidates[number][i] for i, number in enumerate(chosen)]
         (noise,) = _noises(model, quantizers, calls, [mixture])
-    if noise >= noises[best]:
+    if not noise < noises[best]:
         chosen, noise = [best] * len(quantizers), noises[best]
     return Verdict(
         chosen=tuple(chosen), sqnr=tuple(map(_decibels, noises)), chosen_sqnr=_decibels(noise)
@@ -174,13 +174,15 @@ def _noises(
             model.simulate(False)
             wanted = _floats(model(*args, **kwargs))
             found = torch.zeros(len(candidates) + 1, len(wanted), dtype=torch.float64)
-            found[-1] = torch.tensor([_energy(y) for y in wanted])
+            # What is no number in the float model, such as a masked logit, no grid can move.
+            told = [y.isfinite() for y in wanted]
+            found[-1] = torch.tensor([_energy(y[t]) for y, t in zip(wanted, told, strict=True)])
             for number, grids in enumerate(candidates):
                 for quantizer, qparams in zip(quantizers, grids, strict=True):
                     quantizer.set_qparams(qparams)
                 model.simulate()
                 got = _floats(model(*args, **kwargs))
-                errors = [_energy(a - b) for a, b in zip(wanted, got, strict=True)]
+                errors = [_energy(a[t] - b[t]) for a, b, t in zip(wanted, got, told, strict=True)]
                 found[number] = torch.tensor(errors)
             sums = found if sums is None else sums + found
     if sums is None or sums.numel() == 0:
@@ -189,7 +191,8 @@ def _noises(
             "calibration data, or set samples: 0"
         )
     shares = sums[:-1] / sums[-1].clamp(min=torch.finfo(sums.dtype).tiny)
-    return [float(share) for share in shares.sum(dim=1)]
+    # A candidate whose outputs are no numbers is the worst there is.
+    return shares.sum(dim=1).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
 
 
 def _decibels(noise: float) -> float:
@@ -224,7 +227,11 @@ def _evaluating(model: QuantizedModel) -> Iterator[None]:
 def _probe(y: Tensor, generator: torch.Generator) -> Tensor:
     """Independent signs over the size of an output, so that all outputs count alike."""
     signs = torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1
-    return signs / y.detach().square().mean().sqrt().clamp(min=torch.finfo(y.dtype).tiny)
+    known = y.detach().isfinite()
+    # In float64: the square of a float16 overflows from 256 on.
+    power = y.detach().double().where(known, 0.0).square().sum() / known.sum().clamp(min=1)
+    size = power.sqrt().clamp(min=torch.finfo(y.dtype).tiny)
+    return (signs / size).to(y).where(known, 0.0)
 
 
 def _floats(outputs: Any) -> list[Tensor]:

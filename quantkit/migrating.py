@@ -21,6 +21,7 @@ from quantkit.graph.abstract import Graph, Kind
 from quantkit.graph.plan import Edge
 from quantkit.interfaces import Calibrator, Finding, Severity
 from quantkit.numerics import SCALE_FLOOR, QParams
+from quantkit.observer import Observer
 from quantkit.onnx.calibrating import OnnxRunner, observe_all
 from quantkit.onnx.facts import read_proto
 from quantkit.onnx.quantized import QuantizedOnnx
@@ -28,8 +29,7 @@ from quantkit.onnx.reading import read_onnx
 from quantkit.recipe import Recipe
 from quantkit.spec import QuantSpec
 from quantkit.tensorrt.cache import DEFAULT_VERSION, CalibrationCache, read_cache
-from quantkit.tensorrt.fingerprint import Fingerprint
-from quantkit.tensorrt.record import CacheRecord
+from quantkit.tensorrt.record import require_own
 from quantkit.workflow import resolve_recipe
 from quantkit.workflow_onnx import prepare_onnx, round_onnx_weights
 
@@ -119,7 +119,7 @@ def migrate(
     else:
         read = read_cache(Path(cache))
         if not trust_cache:
-            _check_record(model, Path(cache))
+            require_own(Path(cache), model)
     names = _tensor_names(model)
     if not names & read.bits.keys():
         raise ModelFileError(
@@ -159,6 +159,8 @@ def cache_of(
 ) -> CalibrationCache:
     """A calibration cache with a range for every float tensor of an ONNX file.
 
+    A tensor that holds infinity, as the scores of masked attention do, has none.
+
     Args:
         model: a float ONNX file: the one that TensorRT is to build.
         calibration: an iterable of input batches.
@@ -168,7 +170,7 @@ def cache_of(
         checkpoint: where the statistics are written while they are collected.
 
     Raises:
-        ModelFileError, DataError: as ``quantize_onnx``.
+        ModelFileError, DataError: as ``quantize_onnx``; or an output holds NaN.
         RecipeError: there is no such calibrator.
     """
     finder = plugins.find("calibrators", calibrator, Calibrator)()
@@ -177,7 +179,10 @@ def cache_of(
     observers = {n: o for n, o in observe_all(read.graph, finder).items() if n in known}
     with torch.no_grad():
         collect(OnnxRunner(read, observers), calibration, checkpoint=checkpoint)
-    seen = {n: o for n, o in observers.items() if bool((o.get_buffer("minimum") < torch.inf).all())}
+    for value in read.graph.outputs:  # a model that computes no numbers has no ranges either
+        if value.name in observers and bool(observers[value.name].get_buffer("minimum").isnan()):
+            observers[value.name].check()
+    seen = {n: o for n, o in observers.items() if _is_finite(o)}
     scales = (qparams.scale for qparams in choose(list(seen.values())))
     bits = {
         name: int(scale.reshape(1).view(torch.int32).item())
@@ -185,6 +190,12 @@ def cache_of(
     }
     algorithm = "MinMaxCalibration" if calibrator == "minmax" else "EntropyCalibration2"
     return CalibrationCache(f"TRT-{version}-{algorithm}", bits)
+
+
+def _is_finite(observer: Observer) -> bool:
+    """Whether a tensor was seen and has a range: the scores behind a mask are minus infinity."""
+    ends = observer.get_buffer("minimum"), observer.get_buffer("maximum")
+    return all(bool(end.isfinite()) for end in ends)
 
 
 def _need_int8(recipe: Recipe) -> None:
@@ -197,17 +208,6 @@ def _need_int8(recipe: Recipe) -> None:
                 f"recipe {recipe.name}: a calibration cache holds ranges for {_SPEC}, not for "
                 f"{'no activations' if spec is None else spec}; use int8_ptq"
             )
-
-
-def _check_record(model: Path, cache: Path) -> None:
-    record = CacheRecord.read(cache)
-    differing = [] if record is None else record.fingerprint.differences(Fingerprint.of(model))
-    if differing:
-        raise ModelFileError(
-            f"{cache}: made for another model than {model}: with {' and '.join(differing)} that "
-            "differ; give the file that it was made for, or say that it fits (--trust-cache, "
-            "trust_cache=True)"
-        )
 
 
 def _tensor_names(model: Path) -> set[str]:

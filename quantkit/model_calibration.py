@@ -156,8 +156,9 @@ def first_calls(
     peeked: Iterable[Any] = calibration
     if isinstance(calibration, Iterator):
         peeked, calibration = tee(calibration)
-    calls = ModelRunner(model).calls(batches.as_batches(peeked))
-    return list(islice(calls, math.ceil(samples / SAMPLES_AT_A_TIME))), calibration
+    with distributed.together():
+        calls = ModelRunner(model).calls(batches.as_batches(peeked))
+        return list(islice(calls, math.ceil(samples / SAMPLES_AT_A_TIME))), calibration
 
 
 def judged(

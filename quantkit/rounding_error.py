@@ -68,7 +68,7 @@ def spans(counts: Tensor, exponent: Tensor, most: int | None = None) -> Spans:
 
 
 def folded(both: Spans) -> Spans:
-    """The spans of ``|x|``, all above zero: for grids that are the same on both sides."""
+    """The spans of ``|x|``, all above zero: for grids that are (nearly) alike there."""
     return Spans(torch.zeros_like(both.below), both.below + both.above, both.edges, both.width)
 
 

@@ -144,6 +144,10 @@ def read(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ModelFileError(
+            f"{path}: no such file; give one that quantkit calibrate wrote"
+        ) from error
     except (OSError, SafetensorError) as error:
         raise ModelFileError(
             f"{path}: not a file of statistics, or cut short ({error}); give one that quantkit "
@@ -162,7 +166,7 @@ def read(
         kept = {str(name): list(map(str, has)) for name, has in about["statistics"].items()}
     except ModelFileError:
         raise
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(
             f"{path}: damaged: its head cannot be read ({error!r}); collect the statistics again"
         ) from error

@@ -11,12 +11,13 @@ import onnx_ir as ir
 
 from quantkit import plugins
 from quantkit.calibrating import Checkpoint, choose, gather
-from quantkit.errors import DataError, RecipeError
+from quantkit.errors import DataError, ModelFileError, RecipeError
 from quantkit.graph.abstract import COMPUTE, Kind
 from quantkit.graph.placement import place
+from quantkit.graph.plan import Placement
 from quantkit.interfaces import Calibrator, Rounding, Statistic, Target
 from quantkit.onnx.calibrating import OnnxRunner
-from quantkit.onnx.describing import describe_onnx
+from quantkit.onnx.describing import OnnxDescription, describe_onnx
 from quantkit.onnx.folding import apply_passes
 from quantkit.onnx.lower import minimum_opset
 from quantkit.onnx.quantized import QuantizedOnnx, planned
@@ -107,9 +108,21 @@ def prepare_onnx(
             f"{', '.join(known)[:300]}"
         )
     plan = planned(plan, description, reasons, ignored={str(o) for o in extra})
+    _need_float32(plan, description)
     chosen = recipe.calibrator
     calibrator = plugins.find("calibrators", chosen.name, Calibrator)(**chosen.settings)
     return QuantizedOnnx(read, description, plan, recipe, calibrator)
+
+
+def _need_float32(plan: Placement, description: OnnxDescription) -> None:
+    """Refuse, before any data run, tensors that Q/DQ could not be written for."""
+    for tensor in plan.tensors:
+        dtype = description.value_of[tensor.tensor].dtype
+        if dtype not in {None, ir.DataType.FLOAT}:
+            raise ModelFileError(
+                f"{tensor.tensor} is {str(dtype).lower()} in the model, and Q/DQ is written in "
+                "float32; export the model in float32"
+            )
 
 
 def calibrate_onnx(

@@ -48,10 +48,10 @@ def batches(samples: int) -> list[Tensor]:
     return list(ResNet().inputs(samples, seed=1)[0].split(6))
 
 
-def refusal(calibration: Any, seed: int = 0) -> tuple[str, str, int]:
+def refusal(calibration: Any, seed: int = 0, recipe: str = "int8_ptq") -> tuple[str, str, int]:
     """Which error came."""
     try:
-        calibrated("int8_ptq", calibration, seed=seed)
+        calibrated(recipe, calibration, seed=seed)
     except QuantkitError as error:
         return type(error).__name__, str(error), error.exit_code
     return "", "", 0
@@ -93,6 +93,7 @@ def main(folder: Path) -> None:
         if place.world > 1:
             last = place.world - 1
             found["broken"] = refusal(breaking(last))
+            found["broken while judged"] = refusal(breaking(last), recipe="int8_best")
             found["after"] = calibrated("int8_ptq", batches(44))
             found["other models"] = refusal(batches(44), seed=place.rank)
             found["all broken"] = refusal([torch.full((8, 3, 16, 16), torch.nan)])

@@ -242,6 +242,19 @@ def test_fifty_tensors_fit_a_terminal_of_100_columns(run: Run) -> None:
     assert any(line.startswith("Use ") for line in lines)
 
 
+def test_a_terminal_of_80_columns_shows_no_ranges_and_breaks_no_row(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = run(f"{SAVE} --data calib.yaml --compare")
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    assert lines[0].split() == ["entropy", "minmax", "moving_average", "mse", "percentile"]
+    assert lines[1].split() == ["tensor", *["dB"] * 5]
+    assert lines[2].count(".") == 5
+    assert "a wider window" in ran.out
+
+
 def test_some_tensors_and_calibrators_can_be_asked_for(run: Run) -> None:
     command = f"{SAVE} --data calib.yaml --compare --json"
     told = run(f"{command} --tensor 'relu*' --calibrator mse --calibrator minmax").json
@@ -256,7 +269,7 @@ def test_statistics_alone_do_not_tell_of_the_outputs(run: Run) -> None:
     ran = run(f"{command} --input-shape 8,32")
     assert ran.code == 0, ran.err
     assert "at the outputs" not in ran.out
-    assert "Give --data to measure what reaches the outputs" in ran.out
+    assert "What reaches the outputs counts more: give --data" in ran.out
     assert "at the outputs" in run(f"{command} --data calib.yaml").out
 
 
@@ -296,7 +309,7 @@ def test_pictures_are_drawn_of_the_tensors_asked_for(work: Path, run: Run) -> No
         ("--data calib.yaml --compare --calibrator best", RecipeError.exit_code, "chooses from"),
         ("--data calib.yaml --compare --tensor fc", DataError.exit_code, "there are: x, relu"),
         ("--statistics no --input-shape 8,32 --compare", ModelFileError.exit_code,
-         "not a file of statistics"),
+         "no such file"),
         ("--data broken.yaml -o x", DataError.exit_code, "batch 5, input 'x' holds NaN"),
         ("--data calib.yaml -o x --every 0", 2, "--every"),
     ],

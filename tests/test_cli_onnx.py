@@ -77,6 +77,27 @@ def test_weights_beside_the_file_are_counted(run: Run, folder: Path) -> None:
     assert sizes["float.onnx"]["float_bytes"] == sizes["beside.onnx"]["float_bytes"] > 0
 
 
+def test_weights_in_nodes_are_counted(run: Run, folder: Path) -> None:
+    model = onnx.load(folder / "float.onnx")
+    for tensor in model.graph.initializer:
+        node = onnx.helper.make_node("Constant", [], [tensor.name], value=tensor)
+        model.graph.node.insert(0, node)
+    del model.graph.initializer[:]
+    onnx.save(model, folder / "inside.onnx")
+    sizes = {
+        name: json.loads(run(f"quantize {name} --data calib.yaml -o net.onnx --json")[1])
+        for name in ("float.onnx", "inside.onnx")
+    }
+    assert sizes["float.onnx"]["float_bytes"] == sizes["inside.onnx"]["float_bytes"] > 0
+
+
+def test_an_empty_file_is_told(run: Run, folder: Path) -> None:
+    (folder / "empty.onnx").write_bytes(b"")
+    code, _, err = run("quantize empty.onnx --data calib.yaml -o net.onnx")
+    assert code != 0
+    assert "empty.onnx: has no inputs, or is empty" in err
+
+
 def test_target_form_and_recipe_are_those_of_pytorch_models(run: Run) -> None:
     command = "quantize float.onnx --data calib.yaml --json -o net.onnx"
     assert json.loads(run(f"{command} --target onnxruntime")[1])["form"] == "onnxruntime"

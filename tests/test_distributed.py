@@ -109,11 +109,12 @@ def test_one_process_writes_and_no_file_of_another_is_left(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("when", ["broken", "broken while judged"])
 @pytest.mark.parametrize("processes", [2, 3])
 def test_an_error_of_one_process_ends_all_and_is_told_once(
-    found: dict[int, list[dict[str, Any]]], processes: int
+    found: dict[int, list[dict[str, Any]]], processes: int, when: str
 ) -> None:
-    *others, last = (result["broken"] for result in found[processes])
+    *others, last = (result[when] for result in found[processes])
     assert last == ("DataError", "the disk is gone", DataError.exit_code)
     for kind, message, code in others:
         assert (kind, code) == ("GroupError", DataError.exit_code)

@@ -52,6 +52,18 @@ class Several(nn.Module):
         return x * 2.0, y.argmax(-1), {"y": y, "z": self.b(torch.relu(y))}
 
 
+class Masked(nn.Module):
+    """Logits of which some are minus infinity, as those of classes that are ruled out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(32, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(torch.relu(self.a(x)))
+        return y.masked_fill(torch.arange(16) > 8, -torch.inf)
+
+
 class Shared(nn.Module):
     """A concatenation, whose parts share a grid where the recipe says so."""
 
@@ -227,6 +239,35 @@ def test_outputs_of_any_kind_are_judged(trainable: bool) -> None:
     verdict = judge(model, calls, [scaled(model, [4.0] * count), scaled(model, [1.0] * count)])
     assert verdict.chosen == (1,) * count
     assert verdict.sqnr[1] > verdict.sqnr[0] + 2.0
+
+
+def test_outputs_that_are_infinite_by_design_are_left_out_of_the_judgement() -> None:
+    torch.manual_seed(0)
+    model, calls = made(Masked(), torch.randn(64, 32))
+    count = len(activations(model))
+    verdict = judge(model, calls, [scaled(model, [8.0] * count), scaled(model, [1.0] * count)])
+    assert all(map(math.isfinite, verdict.sqnr))
+    assert verdict.sqnr[1] > verdict.sqnr[0] + 6
+    assert verdict.chosen == (1,) * count
+
+
+def test_a_candidate_that_makes_outputs_infinite_is_the_worst() -> None:
+    torch.manual_seed(0)
+    model, calls = made(Masked(), torch.randn(64, 32))
+    model.graph.register_forward_hook(
+        lambda module, args, y: y / (activations(model)[0].scale < 1e6).float()
+    )
+    count = len(activations(model))
+    verdict = judge(model, calls, [scaled(model, [1e9] * count), scaled(model, [1.0] * count)])
+    assert verdict.sqnr[0] == -math.inf
+    assert verdict.chosen == (1,) * count
+
+
+def test_a_probe_counts_outputs_alike_also_where_their_squares_overflow() -> None:
+    y = torch.full((4, 8), 1000.0, dtype=torch.float16)
+    probe = judging._probe(y, torch.Generator().manual_seed(0))
+    assert probe.dtype == torch.float16
+    torch.testing.assert_close(probe.abs().float(), torch.full((4, 8), 1e-3), rtol=1e-3, atol=0)
 
 
 def test_a_model_whose_outputs_no_quantizer_reaches_has_no_noise() -> None:

@@ -20,7 +20,7 @@ from two_ways import export_float
 
 import small_models
 from quantkit.checking import build
-from quantkit.errors import ModelFileError, RecipeError
+from quantkit.errors import DataError, ModelFileError, RecipeError
 from quantkit.migrating import Migration, cache_of, migrate
 from quantkit.numerics import SCALE_FLOOR
 from quantkit.onnx.export import export_onnx
@@ -281,6 +281,19 @@ def test_a_record_of_another_model_refuses_the_cache_unless_it_is_trusted(tmp_pa
     assert set(migrate(source, cache, trust_cache=True).taken) == set(QUANTIZED)
 
 
+def test_a_cache_that_changed_since_its_record_is_refused_unless_it_is_trusted(
+    tmp_path: Path,
+) -> None:
+    source = saved(small_net(), tmp_path / "float.onnx")
+    scales = all_scales(small_net())
+    cache = by_hand(tmp_path / "some.cache", scales)
+    record_cache(cache, source)
+    by_hand(cache, {name: 2 * scale for name, scale in scales.items()})
+    with pytest.raises(ModelFileError, match="changed after its record"):
+        migrate(source, cache)
+    assert set(migrate(source, cache, trust_cache=True).taken) == set(QUANTIZED)
+
+
 @pytest.mark.parametrize("recipe", ["int8_asymmetric", "int8_cpu", "int8_weight_only"])
 def test_recipes_with_other_grids_are_refused(recipe: str, tmp_path: Path) -> None:
     source = saved(small_net(), tmp_path / "float.onnx")
@@ -338,6 +351,27 @@ def test_a_cache_has_every_float_tensor_of_the_file_by_its_name(tmp_path: Path) 
     cache = cache_of(saved(model, tmp_path / "float.onnx"), [images()], calibrator="minmax")
     assert set(cache.bits) == set(all_scales(model))
     assert cache.amax["image"] == pytest.approx(float(images().abs().max()))
+
+
+def scores(mask: float, behind: str) -> onnx.ModelProto:
+    """A product, some of which is replaced by ``mask``, and what comes behind it."""
+    make = helper.make_node
+    nodes = [make("MatMul", ["x", "w"], ["s"]), make("Where", ["c", "m", "s"], ["masked"]),
+             make(behind, ["masked"], ["y"])]  # fmt: skip
+    constants = {"w": weight(16, 16), "c": np.arange(16) > 8, "m": np.float32(mask)}
+    arrays = {name: np.asarray(array) for name, array in constants.items()}
+    return model_of(nodes, {"x": ["N", 16]}, {"y": ["N", 16]}, arrays)
+
+
+def test_a_tensor_that_is_infinite_by_design_has_no_range(tmp_path: Path) -> None:
+    source = saved(scores(-np.inf, "Softmax"), tmp_path / "float.onnx")
+    assert set(cache_of(source, [torch.randn(8, 16)]).bits) == {"x", "s", "y"}
+
+
+def test_no_cache_is_made_of_a_model_that_computes_nan(tmp_path: Path) -> None:
+    source = saved(scores(np.nan, "Relu"), tmp_path / "float.onnx")
+    with pytest.raises(DataError, match="'y' has observed NaN"):
+        cache_of(source, [torch.randn(8, 16)])
 
 
 def test_the_header_is_of_the_calibrator_and_version_that_is_to_read_it(tmp_path: Path) -> None:

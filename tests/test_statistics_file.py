@@ -152,12 +152,16 @@ def holding(key: str, value: Tensor) -> Callable[[Path], None]:
     return change
 
 
+def deep(path: Path) -> None:
+    save_file({"w": torch.ones(1)}, path, metadata={"quantkit": "[" * 100_000})
+
+
 NEGATIVE = torch.full((1, 2 * Histogram.half), -1)
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut short": (cut, "cut short"),
     "empty": (lambda path: path.write_bytes(b"") and None, "not a file of statistics"),
-    "absent": (lambda path: path.unlink(), "not a file of statistics"),
+    "absent": (lambda path: path.unlink(), "no such file"),
     "a flipped bit": (flipped, "its sum does not match"),
     "another format": (lambda path: path.write_text("{}") and None, "not a file of statistics"),
     "other tensors": (lambda path: save_file({"w": torch.ones(1)}, path), "holds no statistics"),
@@ -165,6 +169,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "another model": (of("model", "0" * 64), "another model"),
     "an unreadable head": (of("run", {"samples": "many"}), "its head cannot be read"),
     "a head of another kind": (of("statistics", 3), "its head cannot be read"),
+    "a head without end": (deep, "its head cannot be read"),
     "negative counts": (holding("a/counts", NEGATIVE), "negative counts"),
     "an empty range": (holding("a/minimum", torch.tensor([9e9])), "minimum above its maximum"),
     "an unknown width": (

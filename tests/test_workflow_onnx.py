@@ -11,12 +11,12 @@ import onnx_ir as ir
 import pytest
 import torch
 from exported_models import opened
-from onnx_models import saved, small_net
+from onnx_models import model_of, saved, small_net, weight
 from torch import Tensor
 
 from quantkit import numerics
 from quantkit.calibrating import Checkpoint
-from quantkit.errors import DataError, ExportError, RecipeError
+from quantkit.errors import DataError, ExportError, ModelFileError, RecipeError
 from quantkit.numerics import QParams
 from quantkit.onnx.export import export_onnx
 from quantkit.onnx.facts import FileFacts
@@ -121,6 +121,17 @@ def test_activations_need_data_and_weights_alone_do_not() -> None:
     with pytest.raises(DataError, match="needs calibration data"):
         quantize_onnx(model(), "int8_ptq")
     assert quantize_onnx(model(), "int8_weight_only").missing == ()
+
+
+def test_a_model_of_other_floats_is_refused_before_data_are_read(tmp_path: Path) -> None:
+    make = onnx.helper.make_node
+    nodes = [make("Cast", ["x"], ["d"], to=onnx.TensorProto.DOUBLE),
+             make("MatMul", ["d", "w"], ["p"]),
+             make("Cast", ["p"], ["y"], to=onnx.TensorProto.FLOAT)]  # fmt: skip
+    double = model_of(nodes, {"x": ["N", 32]}, {"y": ["N", 32]},
+                      {"w": weight(32, 32).astype("float64")})  # fmt: skip
+    with pytest.raises(ModelFileError, match="is double in the model"):
+        prepare_onnx(saved(double, tmp_path / "double.onnx"), "int8_ptq")
 
 
 def test_batching_changes_no_grid() -> None:

@@ -90,7 +90,7 @@ def save(model: ir.Model, path: Path) -> None:
 
 def _load(path: Path) -> ir.Model:
     try:
-        return ir.load(path)
+        model = ir.load(path)
     except OSError as error:
         raise ModelFileError(
             f"{path}: cannot be read ({error.strerror}); give the path of an ONNX file"
@@ -99,6 +99,26 @@ def _load(path: Path) -> ir.Model:
         raise ModelFileError(
             f"{path}: not an ONNX file ({' '.join(str(error).split())[:200]}); export it first"
         ) from error
+    _require_weights(model, path)
+    return model
+
+
+def _require_weights(model: ir.Model, path: Path) -> None:
+    """Refuse a model that was moved without the file of its weights, or with half of it."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        file = Path(tensor.path)
+        if not file.is_file():
+            raise ModelFileError(
+                f"{path}: its weights lie in {file}, which is not there; put that beside it"
+            )
+        if file.stat().st_size < (tensor.offset or 0) + tensor.nbytes:
+            raise ModelFileError(
+                f"{path}: its weights lie in {file}, which ends before {value.name}; copy it "
+                "again, or export the model again"
+            )
 
 
 def _require_float(model: ir.Model, name: str) -> None:
@@ -165,7 +185,13 @@ def _is_layer(node: ir.Node) -> bool:
     if node.op_type != "Add":
         return node.op_type in _WEIGHTED
     makers = [value.producer() for value in node.inputs if value is not None]
-    return any(maker is not None and maker.op_type == "MatMul" for maker in makers)
+    # Not a product of two activations: what is added to that is a mask.
+    return any(
+        maker is not None
+        and maker.op_type == "MatMul"
+        and any(value is not None and value.is_initializer() for value in maker.inputs)
+        for maker in makers
+    )
 
 
 @contextmanager

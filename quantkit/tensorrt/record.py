@@ -52,7 +52,9 @@ class CacheRecord:
             return cls(fingerprint=fingerprint, **content)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError,
+        ) as error:  # fmt: skip
             raise ModelFileError(
                 f"{path}: not the record of a calibration cache ({error}); delete it and {cache} "
                 "to calibrate again"
@@ -133,6 +135,29 @@ class CacheFile:
             made = f"it was made for a model with {' and '.join(f'other {d}' for d in differing)}"
             found.append(made if differing != ["weights"] else f"{made} of the same graph")
         return found
+
+
+def require_own(cache: Path, model: Path) -> None:
+    """Refuse a cache whose record tells of another model, or of other contents; it may have none.
+
+    Raises:
+        ModelFileError: it is refused, or a file cannot be read.
+    """
+    record = CacheRecord.read(cache)
+    if record is None:
+        return
+    fits = "say that it fits (--trust-cache, trust_cache=True)"
+    differing = record.fingerprint.differences(Fingerprint.of(model))
+    if differing:
+        raise ModelFileError(
+            f"{cache}: made for another model than {model}: with {' and '.join(differing)} that "
+            f"differ; give the file that it was made for, or {fits}"
+        )
+    read_cache(cache)  # what is wrong with a damaged one says more than that it was changed
+    if record.sha256 != hashlib.sha256(cache.read_bytes()).hexdigest():
+        raise ModelFileError(
+            f"{cache}: changed after its record {CacheRecord.path(cache)} was written; restore it, or {fits}"
+        )
 
 
 def record_cache(cache: Path | str, model: Path | str, *, data: str = "not told") -> None:

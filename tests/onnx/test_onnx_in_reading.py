@@ -65,6 +65,17 @@ def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
     assert numerics.sqnr(expected, run(result, tmp_path, image())) > 110
 
 
+def test_weights_that_are_missing_or_cut_short_are_told(tmp_path: Path) -> None:
+    path, beside = tmp_path / "net.onnx", tmp_path / "net.bin"
+    onnx.save(small_net(), path, save_as_external_data=True, location="net.bin", size_threshold=0)
+    beside.write_bytes(beside.read_bytes()[:-1])
+    with pytest.raises(ModelFileError, match=r"net\.bin, which ends before"):
+        read_onnx(path)
+    beside.unlink()
+    with pytest.raises(ModelFileError, match=r"net\.bin, which is not there"):
+        read_onnx(path)
+
+
 def test_constants_wherever_they_stand_are_initializers() -> None:
     array = weight(32, 16)
     nodes = [
@@ -170,6 +181,13 @@ def test_masks_may_hold_infinity() -> None:
     mask = np.triu(np.full((4, 4), -np.inf, dtype=np.float32), 1)
     read(model_of([make("Add", ["x", "m"], ["y"])], {"x": ["N", 4, 4]}, {"y": ["N", 4, 4]},
                   {"m": mask}))  # fmt: skip
+
+
+def test_masks_behind_a_product_may_hold_infinity_too() -> None:
+    mask = np.triu(np.full((4, 4), -np.inf, dtype=np.float32), 1)
+    nodes = [make("MatMul", ["x", "x"], ["s"]), make("Add", ["s", "m"], ["y"])]
+    model = read(model_of(nodes, {"x": ["N", 4, 4]}, {"y": ["N", 4, 4]}, {"m": mask}))
+    assert "m" in model.graph.initializers
 
 
 def test_no_file_and_no_onnx_are_told(tmp_path: Path) -> None:

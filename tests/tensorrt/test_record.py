@@ -51,3 +51,10 @@ def test_only_a_cache_can_be_recorded(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="cannot be read"):
         record_cache(tmp_path / "absent.cache", model)
     assert not CacheRecord.path(tmp_path / "absent.cache").exists()
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"fingerprint": 3}', "[" * 100_000])
+def test_a_record_that_is_none_is_told(text: str, tmp_path: Path) -> None:
+    CacheRecord.path(tmp_path / "some.cache").write_text(text)
+    with pytest.raises(ModelFileError, match="not the record of a calibration cache"):
+        CacheRecord.read(tmp_path / "some.cache")
