@@ -118,7 +118,8 @@ def _effects(
             )
             for probe in range(PROBES)
         ]  # fmt: skip
-        draws.append(_effects_of_one(owners, gradients, candidates, len(quantizers)))
+        samples = max((x.shape[0] for x in (*args, *kwargs.values()) if x.dim()), default=1)
+        draws.append(_effects_of_one(owners, gradients, candidates, len(quantizers), samples))
     if not draws:
         return torch.zeros(len(quantizers), len(candidates), 1, dtype=torch.float64)
     return torch.cat(draws, dim=2)
@@ -129,14 +130,15 @@ def _effects_of_one(
     gradients: Sequence[Sequence[Tensor | None]],
     candidates: Sequence[Grids],
     tensors: int,
+    samples: int,
 ) -> Tensor:
     """Each sample's ``(vᵀ J e)²`` for each probe: ``(tensors, candidates, probes * samples)``."""
-    samples = max((x.shape[0] for _, x in owners if x.dim() > 1), default=1)
     moved = torch.zeros(tensors, len(candidates), PROBES, samples, dtype=torch.float64)
     same = [_first_alike([grids[i] for grids in candidates]) for i in range(tensors)]
     with torch.no_grad():
         for place, (index, x) in enumerate(owners):
-            alone = x.dim() > 1 and x.shape[0] == samples
+            # Windows, say, are folded into the first dimension, each sample's in a row.
+            alone = x.dim() > 1 and x.shape[0] % samples == 0
             for number, grids in enumerate(candidates):
                 if same[index][number] != number:
                     continue
@@ -145,7 +147,8 @@ def _effects_of_one(
                     if (gradient := of_probe[place]) is not None:
                         effect = error * gradient
                         # What all samples share moves each by its part of the whole.
-                        part = effect.flatten(1).sum(1) if alone else effect.sum() / samples
+                        whole = effect.sum() / samples
+                        part = effect.reshape(samples, -1).sum(1) if alone else whole
                         moved[index, number, probe] += part.double().cpu()
     for index, firsts in enumerate(same):
         moved[index] = moved[index, firsts]

@@ -105,7 +105,7 @@ def migrate(
         model: the float ONNX file that the cache was made for.
         cache: a file that TensorRT 8.5 to 10 wrote, or its contents.
         recipe: whose activations are int8, symmetric, per tensor; its calibrator is not used.
-        trust_cache: take the cache although a record beside it tells of another model.
+        trust_cache: take the cache although the record beside it tells of another one or model.
 
     Raises:
         ModelFileError: a file cannot be read, or the cache is of another model: by the record

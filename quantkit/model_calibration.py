@@ -37,7 +37,8 @@ def calibrate(
     share, and all end with the same grids.
 
     A calibrator that chooses from others (``best``) judges by the outputs of the first samples of
-    ``calibration``; from statistics alone it goes by the error of each tensor.
+    ``calibration``, which are read again for that; of an iterator, which can be read only once,
+    their inputs are kept meanwhile. From statistics alone it goes by the error of each tensor.
 
     Args:
         model: as ``prepare`` makes it.
@@ -55,13 +56,17 @@ def calibrate(
     quantizers = activations(model)
     chooser = _chooser(quantizers)
     calls: list[batches.Call] = []
-    if chooser is not None and calibration is not None:
+    once = isinstance(calibration, Iterator)
+    if chooser is not None and calibration is not None and once:
         calls, calibration = first_calls(model, calibration, chooser.judged_by)
     # A file serves all calibrators, so that another can be tried without another pass.
     keep = () if checkpoint is None else read_by(known_calibrators(observers_of(quantizers)))
     observe(model, calibration, statistics=statistics, checkpoint=checkpoint, keep=keep)
     # All grids before any is set: where one cannot be had, the model is left as it was.
     grids: Grids = choose(observers_of(quantizers))
+    if chooser is not None and calibration is not None and not once:
+        # Not before the pass: they would be kept in memory all along.
+        calls, _ = first_calls(model, calibration, chooser.judged_by)
     if chooser is not None and calls:
         grids = _chosen(model, calls, [grids, *candidates(quantizers, chooser.calibrators)])
     for quantizer, qparams in zip(quantizers, grids, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from quantkit import plugins
+from quantkit import distributed, plugins
 from quantkit.calibrating import Checkpoint, choose, gather
 from quantkit.errors import DataError, ModelFileError, RecipeError
 from quantkit.graph.abstract import COMPUTE, Kind
@@ -139,6 +139,10 @@ def calibrate_onnx(
     """
     observe_onnx(model, calibration, statistics=statistics, checkpoint=checkpoint, keep=keep)
     grids = choose(list(model.observers.values()))
+    for qparams in grids:
+        # Those of the process that leads: another kind of processor may round otherwise.
+        distributed.of_lead(qparams.scale)
+        distributed.of_lead(qparams.zero_point)
     model.grids.update(zip(model.observers, grids, strict=True))
 
 

@@ -115,6 +115,8 @@ class CalibrationCache:
             problem = _problem(name, value)
             if problem is not None:
                 raise ModelFileError(f"{where}: {problem}")
+            if number == len(lines) and len(line.rpartition(":")[2].strip()) < 8:
+                raise ModelFileError(f"{where}: the file ends within {line[:80]!r}; copy it again")
             bits[name] = value
         return cls(header.strip(), bits)
 

@@ -156,7 +156,7 @@ def require_own(cache: Path, model: Path) -> None:
     read_cache(cache)  # what is wrong with a damaged one says more than that it was changed
     if record.sha256 != hashlib.sha256(cache.read_bytes()).hexdigest():
         raise ModelFileError(
-            f"{cache}: changed after its record {CacheRecord.path(cache)} was written; restore it, or {fits}"
+            f"{cache}: changed after {CacheRecord.path(cache)} was written; restore it, or {fits}"
         )
 
 

@@ -171,3 +171,10 @@ def test_a_cache_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["some.cache"]
     with pytest.raises(ExportError, match="cannot be written"):
         write_cache(tmp_path / "missing" / "some.cache", cache)
+
+
+def test_a_cache_that_ends_within_a_value_is_refused() -> None:
+    text = CalibrationCache.from_ranges({"x": 1.0, "y": 2.0}).format()
+    assert CalibrationCache.parse(text.removesuffix("\n")) == CalibrationCache.parse(text)
+    with pytest.raises(ModelFileError, match="line 3: the file ends within 'y: 3c8"):
+        CalibrationCache.parse(text[:-4])
