@@ -181,7 +181,7 @@ run by ONNX Runtime, built by TensorRT-RTX for SM86 with a dynamic batch. Versio
 _READING = """\
 - *layers*: convolutions and matrix products, those of attention as well.
 - *simulation to float*: SQNR in dB of the quantized model in PyTorch, to the float model. Weights
-  are random and calibration is min-max, so it says that nothing is broken, not how good INT8 is.
+  are random and so are the calibration data: it says that nothing is broken, not how good INT8 is.
 - *ONNX Runtime to simulation*: SQNR in dB of ONNX Runtime (exact mode) to the simulation, the
   median of the rows of a batch, over both forms of export. Above 100 dB the two round every value
   to the same integer. A row far below is one in which the float arithmetic of the two, the same

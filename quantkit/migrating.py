@@ -122,9 +122,10 @@ def migrate(
             require_own(Path(cache), model)
     names = _tensor_names(model)
     if not names & read.bits.keys():
+        source = "the cache" if isinstance(cache, CalibrationCache) else cache
         raise ModelFileError(
-            f"the cache has ranges for {len(read.bits)} tensors, and {model} has none of them; "
-            "give the float ONNX file that it was made for"
+            f"{source} has ranges for {len(read.bits)} tensors, and {model} has none of them; "
+            "give the float ONNX file that it was made for, and a cache that is whole"
         )
     quantized = prepare_onnx(model, resolved)
     unranged: dict[str, tuple[str, ...]] = {}

@@ -68,7 +68,8 @@ def test_a_layer_that_the_plan_leaves_in_float_runs_in_float(tmp_path: Path) -> 
     assert layers["first"].precision == layers["last"].precision == "int8"
     (got,) = OnnxRuntime(exact=True, threads=1).run(path, [{"x": batch.numpy()}])[0]
     with torch.no_grad():
-        assert numerics.sqnr(qmodel(batch), torch.from_numpy(got)) > 100
+        # Not exact: "middle" sums floats in another order. In integers it would be below 40 dB.
+        assert numerics.sqnr(qmodel(batch), torch.from_numpy(got)) > 60
 
 
 @pytest.mark.parametrize(
