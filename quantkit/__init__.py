@@ -17,9 +17,11 @@ _HOMES = {
     "Checkpoint": "calibrating",
     "DataError": "errors",
     "DataSpec": "data",
+    "DeQuantStub": "stubs",
     "ExportError": "errors",
     "FakeQuantize": "fake_quantize",
     "Finding": "interfaces",
+    "FineTuning": "qat.finetuning",
     "Inspection": "interfaces",
     "LayerCoverage": "interfaces",
     "Migration": "migrating",
@@ -31,22 +33,29 @@ _HOMES = {
     "Placement": "graph.plan",
     "QParams": "numerics",
     "QuantSpec": "spec",
+    "QuantStub": "stubs",
     "QuantizedModel": "model",
     "QuantizedOnnx": "onnx.quantized",
     "QuantkitError": "errors",
     "Recipe": "recipe",
     "RecipeError": "errors",
     "Rounding": "interfaces",
+    "Schedule": "qat.switches",
     "Scheme": "spec",
     "Severity": "interfaces",
     "Target": "interfaces",
     "TargetError": "errors",
+    "TrainingChoice": "training_choice",
+    "TrainingError": "errors",
     "build": "checking",
     "cache_of": "migrating",
     "calibrate": "model_calibration",
     "check": "checking",
     "compare_calibrators": "analysis.calibrators",
     "export_onnx": "onnx.export",
+    "finetune": "qat.finetuning",
+    "freeze_batch_norm": "qat.switches",
+    "freeze_observers": "qat.switches",
     "load_data_spec": "data",
     "migrate": "migrating",
     "prepare": "workflow",
@@ -56,6 +65,8 @@ _HOMES = {
     "read_recipe": "recipe",
     "record_cache": "tensorrt.record",
     "round_weights": "workflow",
+    "settle": "settling",
+    "train_quantizers": "qat.switches",
     "write_cache": "tensorrt.cache",
 }
 
@@ -76,6 +87,7 @@ if TYPE_CHECKING:
     from quantkit.errors import QuantkitError as QuantkitError
     from quantkit.errors import RecipeError as RecipeError
     from quantkit.errors import TargetError as TargetError
+    from quantkit.errors import TrainingError as TrainingError
     from quantkit.fake_quantize import FakeQuantize as FakeQuantize
     from quantkit.graph.plan import Placement as Placement
     from quantkit.interfaces import Calibrator as Calibrator
@@ -96,14 +108,24 @@ if TYPE_CHECKING:
     from quantkit.onnx.export import export_onnx as export_onnx
     from quantkit.onnx.parity import OutputParity as OutputParity
     from quantkit.onnx.quantized import QuantizedOnnx as QuantizedOnnx
+    from quantkit.qat.finetuning import FineTuning as FineTuning
+    from quantkit.qat.finetuning import finetune as finetune
+    from quantkit.qat.switches import Schedule as Schedule
+    from quantkit.qat.switches import freeze_batch_norm as freeze_batch_norm
+    from quantkit.qat.switches import freeze_observers as freeze_observers
+    from quantkit.qat.switches import train_quantizers as train_quantizers
     from quantkit.recipe import Recipe as Recipe
     from quantkit.recipe import read_recipe as read_recipe
+    from quantkit.settling import settle as settle
     from quantkit.spec import QuantSpec as QuantSpec
     from quantkit.spec import Scheme as Scheme
+    from quantkit.stubs import DeQuantStub as DeQuantStub
+    from quantkit.stubs import QuantStub as QuantStub
     from quantkit.tensorrt.cache import CalibrationCache as CalibrationCache
     from quantkit.tensorrt.cache import read_cache as read_cache
     from quantkit.tensorrt.cache import write_cache as write_cache
     from quantkit.tensorrt.record import record_cache as record_cache
+    from quantkit.training_choice import TrainingChoice as TrainingChoice
     from quantkit.workflow import prepare as prepare
     from quantkit.workflow import quantize as quantize
     from quantkit.workflow import round_weights as round_weights

@@ -139,6 +139,18 @@ def all_reduce(x: Tensor, how: Literal["min", "max", "sum"]) -> None:
     _collectively(lambda: distributed.all_reduce(x, named[how]))
 
 
+def common_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest of all processes' ``low`` and the largest ``high``; alone they stay as they are.
+
+    One message a call. A NaN comes out as an infinity, since not every backend keeps it.
+    """
+    if place().world == 1:
+        return low, high
+    ends = torch.stack([-low, high]).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    all_reduce(ends, "max")
+    return -ends[0], ends[1]
+
+
 def all_equal(digest: str) -> bool:
     """Whether all processes have the same hexadecimal digest."""
     own = torch.tensor([int(digest[:15], 16)])

@@ -55,6 +55,12 @@ class MissingDependencyError(QuantkitError, ImportError):
     exit_code = 9
 
 
+class TrainingError(QuantkitError, ArithmeticError):
+    """Training has come to NaN or infinity; the message names the layer."""
+
+    exit_code = 10
+
+
 #: The key that marks an error of which all processes of a group know.
 AGREED = "quantkit.agreed"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +11,31 @@ from torch import Tensor, nn
 from quantkit import numerics
 from quantkit.errors import DataError
 from quantkit.numerics import QParams
-from quantkit.observer import Observer, own_buffers, restore_dtypes
+from quantkit.observer import Observer, own_tensors, restore_dtypes
 from quantkit.spec import QuantSpec
 
 
 class FakeQuantize(nn.Module):
     """Rounds a tensor to its grid, still in float, with a straight-through gradient.
 
-    It observes, quantizes, both (the grid then follows the observer at each step, as in
-    quantization-aware training) or neither (identity, as when made). The switches are plain
-    ``bool`` attributes, which ``torch.compile`` and ``torch.export`` see through; they are saved
-    with the buffers as one uint8 tensor, since safetensors holds nothing else.
+    It observes, quantizes, both or neither (identity, as when made). Where it does both, as in
+    quantization-aware training, the grid follows at each step in training mode: the observer, or,
+    without one (a weight), the range that the tensor has at that moment. In evaluation mode it
+    stays. The switches are plain ``bool`` attributes, which ``torch.compile`` and ``torch.export``
+    see through; they are saved with the buffers as one uint8 tensor, since safetensors holds
+    nothing else.
+
+    After `learn` the grid is trained instead: ``scale`` is a parameter, and so is ``lowest`` where
+    the grid is not symmetric. `settle` makes buffers of what was learned.
 
     Attributes:
         spec: the grid.
-        observer: where the grid comes from; ``None`` where it is only set.
+        observer: where the grid comes from; ``None`` where it is only set, or that of the moment.
         name: the tensor's name, for messages.
-        scale: float32 buffer, kept so by ``half()`` and ``bfloat16()``.
+        scale: float32 buffer (or parameter), kept so by ``half()`` and ``bfloat16()``.
         zero_point: int32 buffer of the same shape.
+        lowest: float32 parameter of the same shape, the value of the lowest code; only while an
+            asymmetric grid learns.
         observing: whether ``forward`` takes statistics.
         quantizing: whether ``forward`` rounds.
         calibrated: whether the grid was ever filled.
@@ -56,6 +63,7 @@ class FakeQuantize(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+    lowest: Tensor | None
 
     def __init__(
         self,
@@ -78,6 +86,7 @@ class FakeQuantize(nn.Module):
         self.register_buffer("scale", torch.ones(tuple(shape)))
         middle = torch.full(tuple(shape), spec.middle, dtype=torch.int32)
         self.register_buffer("zero_point", middle)
+        self.register_parameter("lowest", None)
         self.observer = observer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,14 +95,19 @@ class FakeQuantize(nn.Module):
         Raises:
             DataError: where it should quantize and was never calibrated.
         """
-        if self.observing and self.observer is not None:
-            self.observer(x)
-            if self.quantizing:
-                self._follow(self.observer)
+        if self.observing and (self.training or not (self.quantizing and self.calibrated)):
+            self._observe(x)
         if not self.quantizing:
             return x
         self._need_grid()
+        if self.learning:
+            return numerics.learned_fake_quantize(x, self.scale, self.lowest, self.spec)
         return numerics.fake_quantize_values(x, self.scale, self.zero_point, self.spec)
+
+    @property
+    def learning(self) -> bool:
+        """Whether the grid is trained."""
+        return "scale" in self._parameters
 
     @property
     def qparams(self) -> QParams:
@@ -103,11 +117,8 @@ class FakeQuantize(nn.Module):
             DataError: where it was never calibrated.
         """
         self._need_grid()
-        return QParams(
-            scale=self.scale.detach().clone(),
-            zero_point=self.zero_point.clone(),
-            spec=self.spec,
-        )
+        scale, zero_point = self._grid()
+        return QParams(scale=scale.clone(), zero_point=zero_point.clone(), spec=self.spec)
 
     def set_qparams(self, qparams: QParams) -> None:
         """Fill the grid; the switches stay as they are.
@@ -128,6 +139,7 @@ class FakeQuantize(nn.Module):
         with torch.no_grad():
             self.scale.copy_(qparams.scale.reshape(self.scale.shape))
             self.zero_point.copy_(qparams.zero_point.reshape(self.scale.shape))
+            self._place_lowest()
         self.calibrated = True
 
     def calibrate(self) -> None:
@@ -142,27 +154,57 @@ class FakeQuantize(nn.Module):
         self.observing, self.quantizing = False, True
 
     def observe(self, enabled: bool = True) -> None:
-        """Switch the taking of statistics on or off.
+        """Switch the taking of statistics on or off."""
+        self.observing = enabled
+
+    def learn(self) -> None:
+        """Let the grid be trained from what it is now: learned step size (LSQ, LSQ+).
+
+        ``parameters()`` has one or two more from now on, so call this before an optimizer, or
+        ``DistributedDataParallel``, is made. The observer no longer moves the grid.
 
         Raises:
-            DataError: where it is switched on and there is no observer.
+            DataError: where it was never calibrated: there is nothing to begin with.
         """
-        if enabled and self.observer is None:
-            raise DataError(f"{self._label} has no observer; make FakeQuantize with observer=…")
-        self.observing = enabled
+        self._need_grid()
+        self.observing = False
+        if not self.learning:
+            self._let_learn()
+
+    def settle(self) -> None:
+        """Keep what was learned as the grid, and learn no more."""
+        if not self.learning:
+            return
+        scale, zero_point = self._grid()
+        del self.scale
+        self.register_buffer("scale", scale.clone())
+        self.zero_point = zero_point.clone()
+        self.register_parameter("lowest", None)
 
     def quantize_values(self, enabled: bool = True) -> None:
         """Switch the rounding on or off."""
         self.quantizing = enabled
 
     def get_extra_state(self) -> Tensor:
-        """``[observing, quantizing, calibrated]`` as uint8."""
-        flags = [self.observing, self.quantizing, self.calibrated]
+        """``[observing, quantizing, calibrated, learning]`` as uint8."""
+        flags = [self.observing, self.quantizing, self.calibrated, self.learning]
         return torch.tensor(flags, dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` gave."""
-        self.observing, self.quantizing, self.calibrated = (bool(flag) for flag in state.tolist())
+        flags = [bool(flag) for flag in state.tolist()]
+        self.observing, self.quantizing, self.calibrated = flags[:3]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """A state of a grid that learns makes this one learn, and one that does not settles it."""
+        flags = state_dict.get(f"{prefix}_extra_state")
+        if flags is not None:
+            learning = len(flags) > 3 and bool(flags[3])
+            if learning and not self.learning:
+                self._let_learn()
+            elif not learning:
+                self.settle()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         """Such as ``int8 symmetric per tensor, scale=0.0123``."""
@@ -172,9 +214,11 @@ class FakeQuantize(nn.Module):
         elif self.scale.ndim == 0 and self.scale.device.type != "meta":
             parts.append(f"scale={self.scale.item():.6g}")
             if not self.spec.symmetric:
-                parts.append(f"zero_point={self.zero_point.item()}")
+                parts.append(f"zero_point={self._grid()[1].item()}")
         else:
             parts.append(f"scales={tuple(self.scale.shape)}")
+        if self.learning:
+            parts.append("learning")
         if self.observing:
             parts.append("observing")
         if self.calibrated and not self.quantizing:
@@ -192,18 +236,46 @@ class FakeQuantize(nn.Module):
                 "calibrate(), or set_qparams(), before it quantizes"
             )
 
-    def _follow(self, observer: Observer) -> None:
-        """Take the observer's grid of this moment, unchecked: a check would wait for the device."""
-        scale, zero_point = numerics.grid(*observer.range(), self.spec)
+    def _grid(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero-point as they are now, also while they are learned."""
+        if self.learning:
+            return numerics.learned_grid(self.scale, self.lowest, self.spec)
+        return self.scale.detach(), self.zero_point
+
+    def _observe(self, x: Tensor) -> None:
+        """Take ``x`` in, and let the grid follow where it is in use."""
+        observer = self.observer
+        if observer is not None:
+            observer(x)
+        if not self.quantizing or self.learning:
+            return
+        # Unchecked: a check would wait for the device.
+        low, high = numerics.tensor_range(x, self.spec) if observer is None else observer.range()
+        scale, zero_point = numerics.grid(low, high, self.spec)
         with torch.no_grad():
             self.scale.copy_(scale.reshape(self.scale.shape))
             self.zero_point.copy_(zero_point.reshape(self.scale.shape))
         if not self.calibrated:
             self.calibrated = True
 
+    def _let_learn(self) -> None:
+        """Make parameters of the grid."""
+        scale = self.scale
+        del self.scale
+        self.scale = nn.Parameter(scale)
+        if not self.spec.symmetric:
+            self.lowest = nn.Parameter(torch.empty_like(scale))
+            self._place_lowest()
+
+    def _place_lowest(self) -> None:
+        """``lowest`` as scale and zero-point have it."""
+        if self.lowest is not None:
+            with torch.no_grad():
+                self.lowest.copy_((self.spec.qmin - self.zero_point) * self.scale)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow the model to its device, but not to float16: a rounded scale is another grid."""
-        before = own_buffers(self)
+        before = own_tensors(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         restore_dtypes(self, before)
         return self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +13,19 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
-from quantkit import numerics, sums
+from quantkit import sums
 from quantkit.errors import ModelFileError
 from quantkit.fake_quantize import FakeQuantize
 from quantkit.files import replacing
 from quantkit.graph.abstract import COMPUTE, Kind
 from quantkit.graph.aten import Description, kind_of
+from quantkit.graph.batchnorm import fold_kept, kept
 from quantkit.graph.capture import Capture, set_training
 from quantkit.graph.edit import constant as get_constant
+from quantkit.graph.edit import evaluate_constant
 from quantkit.graph.plan import Placement, QuantizedTensor
 from quantkit.interfaces import Calibrator
-from quantkit.observer import Observer
+from quantkit.observer import Observer, found_qparams
 from quantkit.recipe import Recipe
 
 #: Where a node of the graph keeps the name that the plan has for its layer.
@@ -49,6 +53,7 @@ class QuantizedModel(nn.Module):
         self.plan = plan
         self.recipe = recipe
         self.capture = capture
+        self.batch_norm_frozen = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the float model returns for these inputs, computed on the grids."""
@@ -57,8 +62,24 @@ class QuantizedModel(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Switch dropout and batch-norm, as in any module."""
         super().train(mode)
-        set_training(self.graph, mode)
+        set_training(self.graph, mode, batch_norm=mode and not self.batch_norm_frozen)
         return self
+
+    def freeze_batch_norm(self, frozen: bool = True) -> None:
+        """Use the running statistics in training mode as well, and let them be.
+
+        Gamma and beta still train. Batch-norm that was folded is frozen in any case.
+        """
+        self.batch_norm_frozen = frozen
+        self.train(self.training)
+
+    def get_extra_state(self) -> Tensor:
+        """``[batch-norm is frozen]`` as uint8."""
+        return torch.tensor([self.batch_norm_frozen], dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore what `get_extra_state` gave."""
+        self.freeze_batch_norm(bool(state[0]))
 
     @property
     def quantizers(self) -> dict[str, FakeQuantize]:
@@ -123,6 +144,8 @@ class QuantizedModel(nn.Module):
 
         state = {k: v.detach().contiguous().clone() for k, v in self.state_dict().items()}
         about = {"quantkit.recipe": self.recipe.name, "quantkit.plan": self.plan.to_json()}
+        if not kept(self.graph):
+            about["quantkit.batch_norm"] = "folded"
         with replacing(Path(path)) as temporary:
             save_file(state, temporary, metadata=about)
 
@@ -142,17 +165,33 @@ class QuantizedModel(nn.Module):
             raise ModelFileError(
                 f"{path}: not a safetensors file ({error}); give one that save wrote"
             ) from error
-        if (problem := self._misfit(about, state)) is not None:
+        if (problem := self._misfit(about, state)) is not None and self._fold_like(about, state):
+            problem = self._misfit(about, state)
+        if problem is not None:
             raise ModelFileError(
                 f"{path}: made for another model or recipe ({problem}); prepare the same model "
                 "with the same recipe before load"
             )
         self.load_state_dict(state)
 
+    def _fold_like(self, about: Mapping[str, str], state: Mapping[str, Tensor]) -> bool:
+        """Fold batch-norm that was kept, where the saved model's was and it is this model's."""
+        if about.get("quantkit.batch_norm") != "folded" or not kept(self.graph):
+            return False
+        trial = copied(self)
+        fold_kept(trial.graph)
+        if trial._misfit(about, state) is not None:
+            return False
+        fold_kept(self.graph)
+        return True
+
     def _misfit(self, about: Mapping[str, str], state: Mapping[str, Tensor]) -> str | None:
         """Why a saved state is not one of this model. Grids of other formats have like shapes."""
         own = self.state_dict()
-        if odd := sorted(own.keys() ^ state.keys()):
+        # What a grid has beside its scale while it learns, loading makes of its own accord.
+        learned = {n for n in own.keys() | state.keys() if n.rpartition(".")[2] == "lowest"}
+        state = {name: value for name, value in state.items() if name not in learned}
+        if odd := sorted((own.keys() - learned) ^ state.keys()):
             return f"{odd[0]} is only in {'the file' if odd[0] in state else 'the model'}"
         for name, value in state.items():
             if value.shape != own[name].shape:
@@ -169,6 +208,14 @@ class QuantizedModel(nn.Module):
         calibrated = all(q.calibrated for q in self.quantizers.values())
         state = "calibrated" if calibrated else "not calibrated"
         return f"QuantizedModel({state})\n{self.plan}"
+
+
+def copied(model: QuantizedModel) -> QuantizedModel:
+    """A copy that owns its parameters, grids and graph."""
+    with warnings.catch_warnings():
+        # PyTorch says this of a class of its own: nothing a user can act on.
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", FutureWarning)
+        return copy.deepcopy(model)
 
 
 @dataclass(frozen=True)
@@ -212,7 +259,11 @@ def keys_of(grids: Iterable[str]) -> dict[str, str]:
 
 
 def insert_quantizers(
-    module: fx.GraphModule, description: Description, plan: Placement, calibrator: Calibrator
+    module: fx.GraphModule,
+    description: Description,
+    plan: Placement,
+    calibrator: Calibrator,
+    weight_calibrator: Calibrator,
 ) -> None:
     """Put a ``FakeQuantize`` for each grid of the plan into the graph, and its readers behind it.
 
@@ -223,7 +274,8 @@ def insert_quantizers(
         path += "_"
     module.add_submodule(path, quantizers)
     for grid, members in plan.grids.items():
-        quantizers[keys[grid]] = _quantizer(module, description, grid, members[0], calibrator)
+        chosen = weight_calibrator if members[0].role == "weight" else calibrator
+        quantizers[keys[grid]] = _quantizer(module, description, grid, members[0], chosen)
     for tensor in plan.tensors:
         _insert(module, description, tensor, f"{path}.{keys[tensor.grid]}")
     for decision in plan.decisions:
@@ -244,9 +296,9 @@ def _quantizer(
     if tensor.role == "weight":
         node = description.node_of_value[tensor.tensor]
         weight = evaluate_constant(module, node)
-        low, high = numerics.tensor_range(weight, tensor.spec)
-        quantizer = FakeQuantize(tensor.spec, shape=low.shape, name=grid)
-        quantizer.set_qparams(numerics.choose_qparams(low, high, tensor.spec))
+        qparams = found_qparams(weight, tensor.spec, calibrator, grid)
+        quantizer = FakeQuantize(tensor.spec, shape=qparams.scale.shape, name=grid)
+        quantizer.set_qparams(qparams)
         quantizer.quantize_values()
         return quantizer.to(weight.device)
     channels = 1 if tensor.spec.axis is None else value.shape[tensor.spec.axis] or 1
@@ -275,15 +327,3 @@ def _replace_input(reader: fx.Node, index: int, source: fx.Node, new: fx.Node) -
         reader.update_arg(index, new)
     else:
         reader.replace_input_with(source, new)
-
-
-def evaluate_constant(module: fx.GraphModule, node: fx.Node) -> Tensor:
-    """The value of a node that depends on parameters alone."""
-    if node.op == "get_attr":
-        value: Any = module
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        return value.detach()  # type: ignore[no-any-return]
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: evaluate_constant(module, n))
-    with torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator,no-any-return]

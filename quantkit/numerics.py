@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from quantkit.spec import QuantSpec
+from quantkit.straight_through import LearnedStep, StraightThrough
 
 #: The smallest scale, torch.ao's as well (float32 epsilon). A dead channel (all zero) would have
 #: scale 0: its x / scale is NaN and TensorRT refuses it. Much smaller scales are no better: the
@@ -282,28 +282,8 @@ def dequantize(q: Tensor, qparams: QParams) -> Tensor:
     return (q.float() - zero_point) * scale
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Quantize and dequantize; the gradient passes where nothing was clipped."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
-        steps = x.float() * (1.0 / scale)
-        if not spec.is_float:
-            steps = torch.round(steps) + zero_point
-        ctx.save_for_backward((steps >= spec.qmin) & (steps <= spec.qmax))
-        steps = steps.clamp(spec.qmin, spec.qmax)
-        if spec.is_float:
-            steps = steps.to(torch.float8_e4m3fn).float()
-        return ((steps - zero_point) * scale).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None, None
-
-
 def fake_quantize_values(
-    x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec, *, native: bool = True
+    x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec, *, native: bool | None = None
 ) -> Tensor:
     """`fake_quantize` on bare tensors, which it does not check: for modules, once a step.
 
@@ -312,10 +292,13 @@ def fake_quantize_values(
         scale: float32, of shape ``scale_shape(x.shape, spec)``.
         zero_point: int32, of the same shape.
         spec: the form of the grid.
-        native: use torch's operators where they exist (faster; NaN comes out as the lowest
-            value); ``False`` uses quantkit's own, equal bit for bit, and so does a graph under
-            ``torch.compile`` or ``torch.export`` (which keeps the values, not the gradient).
+        native: use torch's operators where they exist (NaN then comes out as the lowest value), or
+            quantkit's own, equal bit for bit; ``None``: torch's on devices where they are faster,
+            that is not on a CPU. A graph under ``torch.compile`` or ``torch.export`` (which keeps
+            the values, not the gradient) has quantkit's own.
     """
+    if native is None:
+        native = x.device.type not in {"cpu", "meta"}
     # torch.compile and torch.export know no symbolic shape of torch's operators, and fuse ours.
     native = native and not torch.compiler.is_compiling()
     if native and not spec.is_float and spec.group_size is None:
@@ -326,15 +309,68 @@ def fake_quantize_values(
         axis = _axis(spec, x.ndim)
         return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, low, high)
     scale, zero_point = _spread(scale, x.shape, spec), _spread(zero_point, x.shape, spec)
-    y: Tensor = _StraightThrough.apply(x, scale, zero_point, spec)  # type: ignore[no-untyped-call]
+    y: Tensor = StraightThrough.apply(x, scale, zero_point, spec)  # type: ignore[no-untyped-call]
     return y
+
+
+def learned_fake_quantize(
+    x: Tensor, scale: Tensor, lowest: Tensor | None, spec: QuantSpec
+) -> Tensor:
+    """`fake_quantize` on a grid that learns: gradients flow to ``scale`` and ``lowest`` as well.
+
+    They are those of learned step size, scaled by ``1 / sqrt(n * qmax)``, with ``n`` the elements
+    that share a scale, of activations in one sample (Esser et al. 2020, arXiv:1902.08153, section
+    2.2). See `straight_through.LearnedStep`.
+
+    Args:
+        x: float32, float16 or bfloat16.
+        scale: float32, of shape ``scale_shape(x.shape, spec)``; raised to `SCALE_FLOOR`.
+        lowest: the value of the lowest code, of the same shape; ``None`` if ``spec`` is symmetric.
+        spec: the form of the grid.
+
+    Example:
+        >>> scale = torch.tensor(0.1, requires_grad=True)
+        >>> y = learned_fake_quantize(torch.tensor([0.26, 99.0]), scale, None, QuantSpec())
+        >>> [round(v, 4) for v in y.tolist()]
+        [0.3, 12.7]
+        >>> y.sum().backward()
+        >>> round(scale.grad.item() * (127 * 1) ** 0.5, 3)  # 0.4 + 127, n = 1
+        127.4
+    """
+    samples = x.shape[0] if spec.axis is None and x.dim() > 0 else 1
+    share = x.numel() // max(samples, 1) if spec.axis is None else x.numel() // scale.numel()
+    weight = (max(share, 1) * max(spec.qmax - spec.middle, 1)) ** -0.5
+    with torch.no_grad():
+        step, zero_point = learned_grid(scale, lowest, spec)
+    # The value of the floored step, with a gradient to the one that is learned.
+    scale = _spread(scale + (step - scale.detach()), x.shape, spec)
+    if lowest is not None:
+        lowest = _spread(lowest, x.shape, spec)
+    zero_point = _spread(zero_point, x.shape, spec)
+    y: Tensor = LearnedStep.apply(x, scale, lowest, zero_point, spec, weight)  # type: ignore[no-untyped-call]
+    return y
+
+
+def learned_grid(scale: Tensor, lowest: Tensor | None, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Scale and zero-point of a grid that learns: positive, and with zero on the grid.
+
+    Example:
+        >>> spec = QuantSpec(dtype="uint8", symmetric=False)
+        >>> learned_grid(torch.tensor(0.5), torch.tensor(-1.1), spec)
+        (tensor(0.5000), tensor(2, dtype=torch.int32))
+    """
+    scale = scale.detach().clamp(min=SCALE_FLOOR)
+    if lowest is None:
+        return scale, torch.full_like(scale, spec.middle, dtype=torch.int32)
+    zero_point = torch.round(spec.qmin - lowest.detach() / scale).clamp(spec.qmin, spec.qmax)
+    return scale, zero_point.nan_to_num(nan=spec.qmin).to(torch.int32)
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """``dequantize(quantize(x, reciprocal=True))`` in the dtype of ``x``, with a gradient.
 
     The gradient is straight-through: one inside the grid, zero where ``x`` is clipped (Bengio
-    2013, arXiv:1308.3432). Integer grids per tensor and per channel are torch's own operators.
+    2013, arXiv:1308.3432). On GPUs integer grids are put on by torch's own operators.
 
     Example:
         >>> q = choose_qparams(torch.tensor(-12.7), torch.tensor(12.7), QuantSpec())

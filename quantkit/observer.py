@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from quantkit import numerics
+from quantkit import distributed, numerics
 from quantkit.errors import DataError
 from quantkit.interfaces import Calibrator, Statistic
 from quantkit.numerics import QParams
@@ -22,6 +23,9 @@ class Observer(nn.Module):
     The statistics that the calibrator reads are kept as buffers, so they are copied, moved and
     saved with the model. ``forward`` never waits for the device: NaN and infinities stay in the
     range and are reported by `calculate_qparams`.
+
+    In training mode the range of a batch is that of all processes of a ``torch.distributed`` group:
+    what follows it is equal on all. (Calibration runs in evaluation mode and adds up at the end.)
 
     Attributes:
         statistics: what is kept; ``state`` is what they have seen.
@@ -69,6 +73,8 @@ class Observer(nn.Module):
                 "with inputs of this shape"
             )
         low, high = numerics.row_range(samples)
+        if self.training:
+            low, high = distributed.common_range(low, high)
         state = self.state
         for statistic in self.statistics:
             statistic.update(state, samples, low, high)
@@ -160,22 +166,43 @@ class Observer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow the model to its device, but not to float16: statistics overflow there."""
-        before = own_buffers(self)
+        before = own_tensors(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         restore_dtypes(self, before)
         return self
 
 
-def own_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """The buffers of ``module`` itself, without those of its children."""
-    return dict(module.named_buffers(recurse=False))
+def found_qparams(x: Tensor, spec: QuantSpec, calibrator: Calibrator, name: str = "") -> QParams:
+    """The grid that a calibrator finds for a tensor that is there as a whole, such as a weight.
+
+    Example:
+        >>> from quantkit.calibrators.minmax import MinMax
+        >>> found_qparams(torch.tensor([[1.27], [2.54]]), QuantSpec(axis=0), MinMax()).scale
+        tensor([0.0100, 0.0200])
+    """
+    shape = numerics.scale_shape(x.shape, spec)
+    observer = Observer(spec, calibrator, math.prod(shape), name).to(x.device).eval()
+    observer(x)
+    low, high = observer.range()
+    return numerics.choose_qparams(low.reshape(shape), high.reshape(shape), spec)
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers and parameters of ``module`` itself, without those of its children."""
+    named = (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False))
+    return {key: value.detach() for key, value in named}
 
 
 def restore_dtypes(module: nn.Module, before: dict[str, Tensor]) -> None:
-    """Gives the module's own buffers back the dtype and the values they had ``before``.
+    """Gives the module's own tensors back the dtype and the values they had ``before``.
 
     ``model.half()`` would else round every scale and statistic to float16.
     """
-    for key, after in own_buffers(module).items():
-        if after.dtype != before[key].dtype:
-            setattr(module, key, before[key].to(after.device))
+    for key, after in own_tensors(module).items():
+        if after.dtype == before[key].dtype:
+            continue
+        value = before[key].to(after.device)
+        if key in module._buffers:
+            setattr(module, key, value)
+        else:  # the optimizer knows the parameter itself
+            module.get_parameter(key).data = value

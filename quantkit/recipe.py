@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from quantkit.errors import RecipeError
 from quantkit.spec import DType, QuantSpec, Scheme
+from quantkit.training_choice import TrainingChoice
 
 
 class _Frozen(BaseModel):
@@ -80,27 +81,33 @@ class Override(_Frozen):
     Attributes:
         module: glob over layer names, such as ``encoder.layer.0.*``.
         operator: a kind of operator, such as ``linear`` or ``conv``.
+        position: ``ends``: the first and the last layer (convolution or product) of the model, in
+            the order of execution.
         scheme: their own scheme, or ``null`` to leave them in float.
     """
 
     module: str | None = None
     operator: Literal["conv", "conv_transpose", "linear", "matmul"] | None = None
+    position: Literal["ends"] | None = None
     scheme: SchemeChoice | None
 
     @model_validator(mode="after")
     def _check(self) -> Override:
-        if self.module is None and self.operator is None:
-            raise ValueError("an override needs 'module' (a glob), 'operator', or both")
+        if self.module is None and self.operator is None and self.position is None:
+            raise ValueError(
+                "an override needs 'module' (a glob), 'operator', 'position', or several of them"
+            )
         return self
 
-    def matches(self, name: str, kind: str) -> bool:
-        """Whether a layer's name and operator kind are meant."""
+    def matches(self, name: str, kind: str, *, at_end: bool = False) -> bool:
+        """Whether a layer is meant, by its name, kind, and whether it is the first or last."""
         named = self.module is None or fnmatch.fnmatchcase(name, self.module)
-        return named and (self.operator is None or self.operator == kind)
+        placed = self.position is None or at_end
+        return named and placed and (self.operator is None or self.operator == kind)
 
     def __str__(self) -> str:
         """Such as ``module=fc operator=linear``."""
-        parts = {"module": self.module, "operator": self.operator}
+        parts = {"module": self.module, "operator": self.operator, "position": self.position}
         return " ".join(f"{key}={value}" for key, value in parts.items() if value is not None)
 
 
@@ -141,6 +148,20 @@ class PlugIn(_Frozen):
 class Recipe(_Frozen):
     """Every choice of one run.
 
+    Attributes:
+        name: the file's.
+        description: for people.
+        target: where the file is to run, unless export is told otherwise.
+        scheme: of all layers that no override matches.
+        calibrator: of activations.
+        weight_calibrator: of weights, each slice by itself: the range of the values it has, or
+            ``mse``, which at 4 bits cuts off what is rare.
+        passes: over the float graph, in order.
+        rounding: of weights.
+        placement: where quantizers go.
+        overrides: other schemes for some layers.
+        training: how ``finetune`` trains.
+
     Example:
         >>> scheme = {"weights": {"per": "channel"}}
         >>> recipe = Recipe.model_validate({"name": "mine", "scheme": scheme})
@@ -153,10 +174,12 @@ class Recipe(_Frozen):
     target: Literal["tensorrt", "onnxruntime"] = "tensorrt"
     scheme: SchemeChoice
     calibrator: Annotated[PlugIn, BeforeValidator(_named)] = PlugIn(name="minmax")
+    weight_calibrator: Annotated[PlugIn, BeforeValidator(_named)] = PlugIn(name="minmax")
     passes: tuple[str, ...] = ("fold_batchnorm",)
     rounding: Annotated[PlugIn, BeforeValidator(_named)] = PlugIn(name="nearest")
     placement: PlacementChoice = PlacementChoice()
     overrides: tuple[Override, ...] = ()
+    training: TrainingChoice = TrainingChoice()
 
     def schemes(self) -> tuple[Scheme, ...]:
         """Every scheme that the recipe may apply to some layer."""
@@ -241,6 +264,8 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
         "overrides": Override,
         "calibrator": PlugIn,
         "rounding": PlugIn,
+        "weight_calibrator": PlugIn,
+        "training": TrainingChoice,
     }
     for part in location[:-1]:
         model = inside.get(str(part), model)

@@ -14,13 +14,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from quantkit import batches, hardware, numerics, plugins, sums
+from quantkit import batches, hardware, numerics, plugins
 from quantkit.errors import DataError, RecipeError
-from quantkit.graph.aten import describe
+from quantkit.graph.aten import Description, describe
 from quantkit.graph.attention import split_attention
 from quantkit.graph.capture import DynamicShapes, capture
+from quantkit.graph.edit import evaluate_constant
 from quantkit.graph.functionalize import functionalize
 from quantkit.graph.placement import place
+from quantkit.graph.regions import STUB, seen_by_stubs
 from quantkit.interfaces import (
     Calibrator,
     Finding,
@@ -30,9 +32,10 @@ from quantkit.interfaces import (
     Target,
 )
 from quantkit.loading import require_finite
-from quantkit.model import Layer, QuantizedModel, evaluate_constant, insert_quantizers
+from quantkit.model import Layer, QuantizedModel, insert_quantizers
 from quantkit.model_calibration import calibrate
 from quantkit.recipe import PlugIn, Recipe, read_recipe
+from quantkit.settling import make_room_for_bias, round_bias
 
 T = TypeVar("T")
 
@@ -115,7 +118,8 @@ def resolve_recipe(
     weights = [s.weights for s in (found.scheme, *(o.scheme for o in found.overrides)) if s]
     if any(w is not None and w.bits_without_vnni is not None for w in weights):
         found = found.with_weight_bits(hardware.weight_bits(hardware.named_cpu(cpu)))
-    _plugin("calibrators", found.calibrator, Calibrator)
+    for calibrator in (found.calibrator, found.weight_calibrator):
+        _plugin("calibrators", calibrator, Calibrator)
     _plugin("rounding", found.rounding, Rounding)
     for name in found.passes:
         plugins.find("passes", name, Pass)
@@ -163,9 +167,26 @@ def prepare(
     description = describe(module)
     plan = place(description.graph, recipe)
     insert_quantizers(
-        module, description, plan, _plugin("calibrators", recipe.calibrator, Calibrator)
-    )
-    return QuantizedModel(replace(captured, module=module), plan, recipe).eval()
+        module, description, plan,
+        _plugin("calibrators", recipe.calibrator, Calibrator),
+        _plugin("calibrators", recipe.weight_calibrator, Calibrator),
+    )  # fmt: skip
+    prepared = QuantizedModel(replace(captured, module=module), plan, recipe).eval()
+    if isinstance(model, nn.Module):
+        _begin_with_stubs(prepared, description, seen_by_stubs(model))
+    return prepared
+
+
+def _begin_with_stubs(
+    model: QuantizedModel, description: Description, seen: Mapping[str, tuple[Tensor, Tensor]]
+) -> None:
+    """Give the tensors behind stubs the grids of what the stubs have seen in training."""
+    quantizers = model.quantizers
+    for tensor in model.plan.tensors:
+        path = str(description.node_of_value[tensor.tensor].meta.get(STUB))
+        if path in seen and tensor.spec.axis is None:
+            low, high = (end.reshape(()) for end in seen[path])
+            quantizers[tensor.grid].set_qparams(numerics.choose_qparams(low, high, tensor.spec))
 
 
 def round_weights(model: QuantizedModel) -> None:
@@ -180,13 +201,12 @@ def round_weights(model: QuantizedModel) -> None:
         for layer in model.layers():
             if layer.weight is None:
                 continue
-            _make_room_for_bias(layer)
+            make_room_for_bias(layer)
             weight = evaluate_constant(model.graph, layer.weight_source)
             rounded = rounding.round(weight, layer.weight.qparams)
             if not torch.equal(rounded, layer.weight(weight)):
                 _set_weight(layer, weight, rounded)
-            if layer.bias is not None and (step := layer.bias_step) is not None:
-                layer.bias.copy_(numerics.round_to_multiple(layer.bias, step))
+            round_bias(layer)
 
 
 def _set_weight(layer: Layer, weight: Tensor, rounded: Tensor) -> None:
@@ -196,14 +216,6 @@ def _set_weight(layer: Layer, weight: Tensor, rounded: Tensor) -> None:
             "kept; set rounding: nearest, or leave the layer in float by an override"
         )
     weight.copy_(rounded)
-
-
-def _make_room_for_bias(layer: Layer) -> None:
-    """Raise the scale of channels whose bias would overflow 32 bits."""
-    if layer.bias is None or layer.activation is None or layer.weight is None:
-        return
-    roomy = sums.room_for_bias(layer.activation, layer.weight.qparams, layer.bias)
-    layer.weight.set_qparams(roomy)
 
 
 def _find_recipe(recipe: str | Path) -> Recipe:

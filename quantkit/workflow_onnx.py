@@ -109,9 +109,11 @@ def prepare_onnx(
         )
     plan = planned(plan, description, reasons, ignored={str(o) for o in extra})
     _need_float32(plan, description)
-    chosen = recipe.calibrator
-    calibrator = plugins.find("calibrators", chosen.name, Calibrator)(**chosen.settings)
-    return QuantizedOnnx(read, description, plan, recipe, calibrator)
+    calibrators = [
+        plugins.find("calibrators", chosen.name, Calibrator)(**chosen.settings)
+        for chosen in (recipe.calibrator, recipe.weight_calibrator)
+    ]
+    return QuantizedOnnx(read, description, plan, recipe, *calibrators)
 
 
 def _need_float32(plan: Placement, description: OnnxDescription) -> None:

@@ -178,10 +178,8 @@ def test_calibrating_without_data_is_refused_and_leaves_the_switches() -> None:
     assert (quantizer.observing, quantizer.quantizing, quantizer.calibrated) == (True, False, False)
 
 
-def test_without_an_observer_it_can_only_be_set() -> None:
+def test_without_an_observer_there_is_nothing_to_calibrate_from() -> None:
     quantizer = FakeQuantize(QuantSpec(), name="w")
-    with pytest.raises(DataError, match="'w' has no observer"):
-        quantizer.observe()
     with pytest.raises(DataError, match="'w' has no observer"):
         quantizer.calibrate()
     quantizer.set_qparams(
@@ -189,6 +187,33 @@ def test_without_an_observer_it_can_only_be_set() -> None:
     )
     quantizer.quantize_values()
     assert quantizer(torch.tensor([3.0])) == 1.0
+
+
+@each_spec
+def test_without_an_observer_the_grid_follows_the_tensor_of_the_moment(spec: QuantSpec) -> None:
+    quantizer = FakeQuantize(spec, shape=numerics.scale_shape(SHAPE, spec), name="w")
+    quantizer.observe()
+    quantizer.quantize_values()
+    for seed in (0, 1):
+        x = normal(seed) * (3 - seed)
+        expected = numerics.choose_qparams(*numerics.tensor_range(x, spec), spec)
+        assert torch.equal(quantizer(x), numerics.fake_quantize(x, expected))
+        assert torch.equal(quantizer.qparams.scale, expected.scale)
+
+
+@each_spec
+def test_in_evaluation_a_grid_in_use_stays(spec: QuantSpec) -> None:
+    quantizer = prepared(spec, momentum=0.5)
+    quantizer.observe()
+    quantizer.quantize_values()
+    quantizer(normal())
+    assert quantizer.observer is not None
+    scale, state = quantizer.scale.clone(), copy.deepcopy(quantizer.observer.state)
+    quantizer.eval()(normal(1) * 10)
+    assert torch.equal(quantizer.scale, scale)
+    assert all(torch.equal(v, state[k]) for k, v in quantizer.observer.state.items())
+    quantizer.train()(normal(1) * 10)
+    assert not torch.equal(quantizer.scale, scale)
 
 
 def test_a_grid_of_another_spec_or_size_is_refused() -> None:

@@ -68,6 +68,7 @@ class Op:
         groups, kernel: of a convolution.
         weight_axis: the dimension of the weight that counts output channels.
         spatial: a pad that touches spatial dimensions only.
+        outside: not between the stubs with which the model's author marked what to quantize.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Op:
     kernel: tuple[int, ...] = ()
     weight_axis: int | None = None
     spatial: bool = False
+    outside: bool = False
 
 
 @dataclass(frozen=True)

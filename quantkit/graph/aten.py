@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from quantkit.graph.abstract import COMPUTE, Graph, Kind, Op, Value
+from quantkit.graph.batchnorm import batch_norm_behind
 from quantkit.graph.naming import Namer
+from quantkit.graph.regions import OUTSIDE
 
 _NAMES: dict[Kind, str] = {
     Kind.CONV: "conv1d conv2d conv3d convolution",
@@ -90,6 +92,10 @@ def describe(module: fx.GraphModule) -> Description:
             add_value(node, namer.unique(str(node.target)), constant=True)
         elif node.op == "output":
             outputs = [value_of[n] for n in node.all_input_nodes if n in value_of]
+        elif node.target is batch_norm_behind:
+            # The layer before it has taken it in: the two are one layer, whose result is here.
+            value_of[node] = value_of[node.args[0]]
+            node_of_value[value_of[node]] = node
         elif node.op in {"call_function", "call_module"} and _is_tensor(node):
             kind = kind_of(node)
             inputs = tuple(value_of[n] for n in _tensor_inputs(node) if n in value_of)
@@ -166,6 +172,7 @@ def _op(
         kernel=kernel,
         weight_axis=axis,
         spatial=spatial,
+        outside=OUTSIDE in node.meta,
     )
 
 

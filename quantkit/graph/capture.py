@@ -13,12 +13,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from quantkit.errors import CaptureError, ModelFileError
+from quantkit.graph.batchnorm import batch_norm_behind
 from quantkit.graph.exporting import export, first_line, told_inputs
 from quantkit.graph.products import split_products
+from quantkit.graph.regions import marking, take_out_stubs
 
 DynamicShapes: TypeAlias = Literal["batch"] | Mapping[str, Any] | Sequence[Any] | None
 
-_TRAINING_ARGUMENT = {
+_TRAINING_ARGUMENT: dict[Any, int] = {
     torch.ops.aten.dropout.default: 2,
     torch.ops.aten.dropout_.default: 2,
     torch.ops.aten.feature_dropout.default: 2,
@@ -28,7 +30,9 @@ _TRAINING_ARGUMENT = {
     torch.ops.aten.rrelu.default: 3,
     torch.ops.aten.rrelu_.default: 3,
     torch.ops.aten.batch_norm.default: 5,
+    batch_norm_behind: 8,
 }
+_BATCH_NORMS = frozenset({torch.ops.aten.batch_norm.default, batch_norm_behind})
 #: Marks a node that does the same in both modes, such as ``F.dropout(x)`` without ``training``.
 _FIXED = "quantkit_fixed_mode"
 
@@ -98,7 +102,8 @@ def capture(
         args, keywords, positional, named = _with_batch(args, keywords)
         _bind(model, args, keywords)  # tells the inputs themselves, where they are not taken
         shapes = _bind(model, positional, named)
-    program = export(model, args, keywords, shapes)
+    with marking(model):
+        program = export(model, args, keywords, shapes)
     again = _for_graph(shapes, model, args, keywords)
     return _finish(program, args, keywords, again, training=model.training)
 
@@ -120,15 +125,22 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
         ) from error
 
 
-def set_training(module: fx.GraphModule, training: bool) -> None:
-    """Switch dropout and batch-norm of a captured graph between training and evaluation."""
+def set_training(module: fx.GraphModule, training: bool, *, batch_norm: bool | None = None) -> None:
+    """Switch dropout and batch-norm of a captured graph between training and evaluation.
+
+    Args:
+        module: the captured graph.
+        training: the mode.
+        batch_norm: the mode of batch-norm, where it is another.
+    """
     changed = False
     for node in module.graph.nodes:
         position = _training_argument(node)
         if position is None or _FIXED in node.meta:
             continue
-        if node.args[position] is not training:
-            node.update_arg(position, training)
+        mode = batch_norm if node.target in _BATCH_NORMS and batch_norm is not None else training
+        if node.args[position] is not mode:
+            node.update_arg(position, mode)
             changed = True
     if changed:
         module.recompile()
@@ -136,7 +148,7 @@ def set_training(module: fx.GraphModule, training: bool) -> None:
 
 def _training_argument(node: fx.Node) -> int | None:
     """Where a node is told whether the model trains."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function":
         return None
     position = _TRAINING_ARGUMENT.get(node.target)
     return position if position is not None and len(node.args) > position else None
@@ -195,6 +207,7 @@ def _finish(
     module = fx.GraphModule(exported, exported.graph)
     module.graph.eliminate_dead_code()
     _mark_fixed(module, training)
+    take_out_stubs(module)
     split_products(module)
     module.recompile()
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]

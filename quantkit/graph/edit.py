@@ -56,6 +56,17 @@ def add_constant(module: fx.GraphModule, path: str, value: Tensor, before: fx.No
     return node
 
 
+def evaluate_constant(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The value of a node that depends on parameters alone."""
+    if node.op == "get_attr":
+        value = constant(module, node)
+        assert value is not None
+        return value.detach()
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: evaluate_constant(module, n))
+    with torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator,no-any-return]
+
+
 class Emitter:
     """Writes nodes before a node, with shapes and with its module path (or that of ``like``)."""
 
@@ -69,7 +80,7 @@ class Emitter:
         with self.graph.inserting_before(self.before):
             node = self.graph.call_function(target, args, kwargs)
         node.meta["val"] = _fake_result(node)
-        for name in ("nn_module_stack", "stack_trace"):
+        for name in ("nn_module_stack", "stack_trace", "quantkit_outside"):
             if name in self.like.meta:
                 node.meta[name] = self.like.meta[name]
         return node

@@ -52,6 +52,8 @@ class _Planner:
         self.requests = Requests()
         self.wishes = Wishes(graph)
         self.used: set[Override] = set()
+        layers = [op.name for op in graph.of(COMPUTE) if not op.outside]
+        self.ends = {layers[0], layers[-1]} if layers else set()
 
     def plan(self) -> Placement:
         for op in self.graph.of(COMPUTE):
@@ -90,7 +92,11 @@ class _Planner:
 
         An override may ask for what does not pay; what has no meaning stays in float.
         """
-        matching = [o for o in self.recipe.overrides if o.matches(op.name, op.kind)]
+        if op.outside:
+            self._note(op, False, "not between QuantStub and DeQuantStub")
+            return
+        at_end = op.name in self.ends
+        matching = [o for o in self.recipe.overrides if o.matches(op.name, op.kind, at_end=at_end)]
         self.used.update(matching)
         override = matching[-1] if matching else None
         scheme = self.recipe.scheme if override is None else override.scheme
@@ -137,6 +143,8 @@ class _Planner:
 
     def _want_residual(self, add: Op) -> None:
         """Of an add behind a quantized convolution, the skip branch (or both) goes to INT8."""
+        if add.outside:
+            return
         found = main_branch(add, self.graph, self._quantized)
         if found is None:
             if (reason := reason_for_float_add(add, self.graph)) is not None:
@@ -171,7 +179,7 @@ class _Planner:
             elif op.kind is Kind.ADD and decision is not None and decision.quantized:
                 found = main_branch(op, self.graph, self._quantized)
                 spec = None if found is None else self._activation_spec(found[0])
-            elif op.kind is Kind.AVERAGE_POOL:
+            elif op.kind is Kind.AVERAGE_POOL and not op.outside:
                 spec = self.wishes.spec(Edge(op.name, 0))
             if spec is not None:
                 self.wishes.want_readers(self._behind_fused(op), spec, f"output of {op.name}")

@@ -31,6 +31,7 @@ from quantkit.onnx.lower import lower, minimum_opset
 from quantkit.onnx.marks import marked
 from quantkit.onnx.quantized import QuantizedOnnx
 from quantkit.recipe import Recipe
+from quantkit.settling import settled
 
 #: A protobuf holds at most 2 GB; larger weights go to a file beside it.
 LARGEST_FILE = 2_000_000_000
@@ -76,6 +77,7 @@ def to_ir(model: QuantizedModel | QuantizedOnnx, *, form: ExportForm) -> ir.Mode
         )
     _need_grids([name for name, q in model.quantizers.items() if not q.calibrated])
     _need_float32(model)
+    model = settled(model)
     training = model.training
     model.eval()
     try:

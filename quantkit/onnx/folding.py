@@ -56,4 +56,7 @@ def fold_batchnorm(model: ir.Model) -> int:
     return folded
 
 
-_PASSES: dict[str, Callable[[ir.Model], int]] = {"fold_batchnorm": fold_batchnorm}
+_PASSES: dict[str, Callable[[ir.Model], int]] = {
+    "fold_batchnorm": fold_batchnorm,
+    "keep_batchnorm": fold_batchnorm,  # it is kept to train with, which a file does not
+}

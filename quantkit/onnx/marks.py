@@ -15,8 +15,8 @@ import torch.onnx.ops
 from torch import Tensor, fx
 
 from quantkit.fake_quantize import FakeQuantize
-from quantkit.graph.edit import add_constant
-from quantkit.model import LAYER, evaluate_constant
+from quantkit.graph.edit import add_constant, evaluate_constant
+from quantkit.model import LAYER
 
 DOMAIN = "quantkit"
 OPERATOR = "Mark"

@@ -18,7 +18,7 @@ from quantkit.graph.plan import Decision, Edge, Placement, QuantizedTensor
 from quantkit.interfaces import Calibrator, Rounding
 from quantkit.model import MOVING
 from quantkit.numerics import QParams
-from quantkit.observer import Observer
+from quantkit.observer import Observer, found_qparams
 from quantkit.onnx.describing import OnnxDescription
 from quantkit.recipe import Recipe
 
@@ -54,6 +54,7 @@ class QuantizedOnnx:
         plan: Placement,
         recipe: Recipe,
         calibrator: Calibrator,
+        weight_calibrator: Calibrator,
     ) -> None:
         self.model, self.description = model, description
         self.plan, self.recipe = plan, recipe
@@ -65,8 +66,8 @@ class QuantizedOnnx:
         for grid, members in plan.grids.items():
             first = members[0]
             if first.role == "weight":
-                low, high = numerics.tensor_range(self._values(first), first.spec)
-                self.grids[grid] = numerics.choose_qparams(low, high, first.spec)
+                values = self._values(first)
+                self.grids[grid] = found_qparams(values, first.spec, weight_calibrator, grid)
             else:
                 self.observers[grid] = self._observer(grid, first, calibrator)
 
