@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +9,14 @@ import numpy as np
 import pytest
 import ranks
 import torch
+from torchrun import TESTS, launch
 
 from quantkit import distributed
 from quantkit.calibrating import Checkpoint
 from quantkit.distributed import Place
 from quantkit.errors import DataError, GroupError, ModelFileError
 
-TESTS = Path(__file__).resolve().parent
 ROWS = 76
-
-
-def launch(arguments: list[str], folder: Path, processes: int) -> subprocess.CompletedProcess[str]:
-    """Run Python with arguments, on one process or on several."""
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS), str(folder)])
-    return subprocess.run(
-        [*start, *arguments], cwd=folder, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

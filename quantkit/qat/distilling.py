@@ -73,6 +73,9 @@ def feature_nodes(graph: fx.GraphModule, features: Sequence[str]) -> list[fx.Nod
 class Teacher:
     """What a quantized model is compared with while it trains.
 
+    Attributes:
+        own: the quantized model with its quantizers off, where that is the teacher.
+
     Args:
         model: the quantized model, as it is before training.
         teacher: the float model; ``None``: the quantized one itself, with its quantizers off.
@@ -88,6 +91,7 @@ class Teacher:
         choice: TrainingChoice,
     ) -> None:
         self.choice = choice
+        self.own: QuantizedModel | None = None
         self.student = WithFeatures(model, features)
         if teacher is not None:
             if features:
@@ -102,6 +106,7 @@ class Teacher:
         own.simulate(False)
         for quantizer in own.quantizers.values():
             quantizer.observe(False)
+        self.own = own
         self._teacher = WithFeatures(own, features)
 
     def outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Tensor]]:

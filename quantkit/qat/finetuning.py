@@ -241,7 +241,8 @@ class _Run:
             total = torch.stack([part.float().reshape(()) for part in parts]).sum()
         value = float(total.detach())
         if not math.isfinite(value):
-            why = diagnosis.first_bad_layer(self.model, args, kwargs)
+            teacher = None if self.teacher is None else self.teacher.own
+            why = diagnosis.cause(self.model, teacher, args, kwargs)
             raise TrainingError(f"the loss of epoch {number} is {value}: {why}")
         total.backward()  # type: ignore[no-untyped-call]
         limit = self.choice.clip_gradient
@@ -249,10 +250,11 @@ class _Run:
             self.model.parameters(), math.inf if limit is None else limit
         )
         if not math.isfinite(float(norm)):
-            name = diagnosis.bad_gradient(self.model)
+            if (name := diagnosis.bad_parameter(self.model)) is not None:
+                raise TrainingError(f"in epoch {number} {diagnosis.told_parameter(name)}")
             raise TrainingError(
-                f"the gradient of {name} is not finite in epoch {number}, at a loss of "
-                f"{value:.4g}; lower the learning rate, or train in float32"
+                f"the gradient of {diagnosis.bad_gradient(self.model)} is not finite in epoch "
+                f"{number}, at a loss of {value:.4g}; lower the learning rate, or train in float32"
             )
         optimizer.step()
         return value

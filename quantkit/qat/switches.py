@@ -35,8 +35,8 @@ def train_quantizers(model: QuantizedModel, grids: str | None = None) -> None:
         >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU())
         >>> qmodel = quantkit.quantize(model, "int8_qat", calibration=[torch.randn(8, 32)])
         >>> train_quantizers(qmodel, "learn")
-        >>> sorted(name for name, _ in qmodel.named_parameters())
-        ['graph.0.bias', 'graph.0.weight', 'graph.quantizers.input_.scale', ...]
+        >>> sorted(name for name, _ in qmodel.named_parameters() if name.endswith("scale"))
+        ['graph.quantizers.0_weight.scale', 'graph.quantizers.input.scale']
     """
     chosen = model.recipe.training.grids if grids is None else grids
     quantizers = model.quantizers
