@@ -1,4 +1,4 @@
-"""Tables from the JSON that ``benchmarks.run`` and ``benchmarks.calibration`` wrote."""
+"""Tables from the JSON that the benchmarks wrote."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import calibration_page
+from benchmarks import calibration_page, qat_page
 from benchmarks.tables import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -20,6 +20,9 @@ def write() -> None:
     calibration = FOLDER / "calibration.json"
     if calibration.exists():
         parts.append(calibration_page.render(json.loads(calibration.read_text())))
+    qat = FOLDER / "qat.json"
+    if qat.exists():
+        parts.append(qat_page.render(json.loads(qat.read_text())))
     PAGE.write_text("\n".join(parts))
 
 

@@ -56,8 +56,12 @@ class QuantizationCallback(Callback):
         if stage == "fit":
             self._hooks.before_optimizer(pl_module)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what was loaded, before the optimizer's state is."""
+        self._hooks.after_restore()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the schedule: not in ``on_fit_start``, which may come before a checkpoint is read.
+        """Make the schedule, now that every strategy has read its checkpoint.
 
         Raises:
             RecipeError: neither epochs nor steps have an end.

@@ -26,7 +26,9 @@ class TrainerHooks:
         >>> import quantkit, torch
         >>> net = nn.Sequential(nn.Linear(32, 32), nn.ReLU())
         >>> wrapper = nn.ModuleDict()
-        >>> wrapper["student"] = quantkit.quantize(net, "int8_qat", [torch.randn(8, 32)])
+        >>> wrapper["student"] = quantkit.quantize(
+        ...     net, "int8_qat", calibration=[torch.randn(8, 32)]
+        ... )
         >>> hooks = TrainerHooks(grids="learn")
         >>> hooks.before_optimizer(wrapper)
         >>> hooks.at_start(steps=10, done=0)
@@ -59,18 +61,21 @@ class TrainerHooks:
         self.model = model
         self._learning = _learns(model)
 
-    def at_start(self, steps: int, done: int) -> None:
-        """All is restored, and the first step comes next.
+    def after_restore(self) -> None:
+        """A checkpoint may have been loaded into the model.
 
         Raises:
-            RecipeError: a checkpoint of a settled model was loaded: its grids learn no more.
+            RecipeError: it was of a settled model, whose grids learn no more.
         """
-        assert self.model is not None  # before_optimizer was called
-        if self._learning and not _learns(self.model):
+        if self.model is not None and self._learning and not _learns(self.model):
             raise RecipeError(
                 f"recipe {self.model.recipe.name}: the grids are to learn, and the checkpoint that "
                 "was loaded is of a settled model; resume from one that was saved in training"
             )
+
+    def at_start(self, steps: int, done: int) -> None:
+        """All is restored, and the first step of ``steps - done`` comes next."""
+        assert self.model is not None  # before_optimizer was called
         self.schedule = Schedule(self.model, steps)
         self.schedule.done = done
 

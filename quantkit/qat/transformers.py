@@ -21,7 +21,9 @@ except ImportError as error:
 
 
 class QuantizationCallback(TrainerCallback):
-    """Trains the `QuantizedModel` that the model of a ``transformers.Trainer`` is or holds.
+    """Trains the `QuantizedModel` that the model of a ``transformers.Trainer`` holds.
+
+    A Trainer's model names its inputs and returns its loss, which the quantized one does not.
 
     When the Trainer is made its grids begin to move (`train_quantizers`), since ``train`` makes the
     optimizer before it calls any callback; at the parts of all optimizer steps that its recipe
