@@ -56,6 +56,7 @@ _HOMES = {
     "finetune": "qat.finetuning",
     "freeze_batch_norm": "qat.switches",
     "freeze_observers": "qat.switches",
+    "from_torch_ao": "torch_ao",
     "load_data_spec": "data",
     "migrate": "migrating",
     "prepare": "workflow",
@@ -125,6 +126,7 @@ if TYPE_CHECKING:
     from quantkit.tensorrt.cache import read_cache as read_cache
     from quantkit.tensorrt.cache import write_cache as write_cache
     from quantkit.tensorrt.record import record_cache as record_cache
+    from quantkit.torch_ao import from_torch_ao as from_torch_ao
     from quantkit.training_choice import TrainingChoice as TrainingChoice
     from quantkit.workflow import prepare as prepare
     from quantkit.workflow import quantize as quantize

@@ -18,7 +18,7 @@ from quantkit import batches, hardware, numerics, plugins
 from quantkit.errors import DataError, RecipeError
 from quantkit.graph.aten import Description, describe
 from quantkit.graph.attention import split_attention
-from quantkit.graph.capture import DynamicShapes, capture
+from quantkit.graph.capture import Capture, DynamicShapes, capture
 from quantkit.graph.edit import evaluate_constant
 from quantkit.graph.functionalize import functionalize
 from quantkit.graph.placement import place
@@ -152,6 +152,22 @@ def prepare(
     unchanged until ``calibrate``.
     """
     recipe = recipe if isinstance(recipe, Recipe) else resolve_recipe(recipe)
+    captured = transformed(
+        model, recipe, example_inputs=example_inputs, example_kwargs=example_kwargs,
+        dynamic_shapes=dynamic_shapes,
+    )  # fmt: skip
+    return planned(captured, recipe, seen_by_stubs(model) if isinstance(model, nn.Module) else {})
+
+
+def transformed(
+    model: nn.Module | torch.export.ExportedProgram,
+    recipe: Recipe,
+    *,
+    example_inputs: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: DynamicShapes = "batch",
+) -> Capture:
+    """The first half of `prepare`: a captured copy of ``model`` that the passes have run over."""
     require_finite(model, type(model).__name__)
     with _evaluating(model):
         captured = capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes)
@@ -164,16 +180,22 @@ def prepare(
     split_attention(module)
     for name in recipe.passes:
         plugins.find("passes", name, Pass)().apply(module)
-    description = describe(module)
+    return replace(captured, module=module)
+
+
+def planned(
+    captured: Capture, recipe: Recipe, seen: Mapping[str, tuple[Tensor, Tensor]]
+) -> QuantizedModel:
+    """The second half of `prepare`: quantizers where the plan says; ``seen``: ranges by stubs."""
+    description = describe(captured.module)
     plan = place(description.graph, recipe)
     insert_quantizers(
-        module, description, plan,
+        captured.module, description, plan,
         _plugin("calibrators", recipe.calibrator, Calibrator),
         _plugin("calibrators", recipe.weight_calibrator, Calibrator),
     )  # fmt: skip
-    prepared = QuantizedModel(replace(captured, module=module), plan, recipe).eval()
-    if isinstance(model, nn.Module):
-        _begin_with_stubs(prepared, description, seen_by_stubs(model))
+    prepared = QuantizedModel(captured, plan, recipe).eval()
+    _begin_with_stubs(prepared, description, seen)
     return prepared
 
 

@@ -175,7 +175,7 @@ class _Planner:
             decision = self.decisions.get(op.name)
             spec: QuantSpec | None = None
             if op.kind is Kind.CONV and self._quantized(op):
-                spec = self._activation_spec(op)
+                spec = self._wanted_behind(op) or self._activation_spec(op)
             elif op.kind is Kind.ADD and decision is not None and decision.quantized:
                 found = main_branch(op, self.graph, self._quantized)
                 spec = None if found is None else self._activation_spec(found[0])
@@ -183,6 +183,13 @@ class _Planner:
                 spec = self.wishes.spec(Edge(op.name, 0))
             if spec is not None:
                 self.wishes.want_readers(self._behind_fused(op), spec, f"output of {op.name}")
+
+    def _wanted_behind(self, op: Op) -> QuantSpec | None:
+        """The form that all readers of a layer's result want that want one; there is one grid."""
+        readers = self.graph.consumers[self._behind_fused(op)]
+        wanted = {self.wishes.spec(Edge(reader.name, index)) for reader, index in readers}
+        wanted.discard(None)
+        return wanted.pop() if len(wanted) == 1 else None
 
     def _behind_fused(self, op: Op) -> str:
         """The tensor behind the batch-norm and ReLU that fuse into ``op``."""
