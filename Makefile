@@ -23,11 +23,12 @@ test: $(VENV)/.test ## All that a change must pass: style, types, import order, 
 	@echo "ruff: style" && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	@echo "mypy: types" && $(BIN)/mypy --strict quantkit
 	@echo "import-linter: which module may import which" && $(BIN)/lint-imports --no-logo
-	@echo "pytest: tests, and the examples in docstrings" && $(BIN)/python -m pytest
+	@echo "pytest: tests, and the examples in docstrings" && $(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: $(VENV)/.bench ## Measure accuracy, size, speed and calibration of real models.
 	@$(BIN)/python -m benchmarks.run
 	@$(BIN)/python -m benchmarks.calibration
+	@$(BIN)/python -m benchmarks.qat
 
 docs-models: $(VENV)/.bench ## Write docs/models.md: what becomes of well-known models.
 	@$(BIN)/python -m benchmarks.models --out docs/models.md

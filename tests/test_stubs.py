@@ -175,7 +175,7 @@ def test_what_a_stub_has_seen_is_the_grid_to_begin_with_until_calibration() -> N
 
 def test_in_the_quantized_model_the_tensor_at_the_stub_is_averaged_on_in_training() -> None:
     model = quantkit.quantize(Net(), "int8_qat", calibration=batches()).train()
-    quantkit.train_quantizers(model)
+    quantkit.train_quantizers(model, "follow")
     before = model.quantizers["before"].qparams.scale
     model(batches()[0] * 20)
     after = model.quantizers["before"].qparams.scale

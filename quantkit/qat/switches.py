@@ -44,7 +44,7 @@ def train_quantizers(model: QuantizedModel, grids: str | None = None) -> None:
         for quantizer in quantizers.values():
             quantizer.learn()
     elif chosen == "follow":
-        _require_quick(model)
+        require_quick(model)
         for quantizer in quantizers.values():
             quantizer.settle()
             quantizer.observe()
@@ -82,11 +82,13 @@ class Schedule:
         >>> import quantkit, torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU())
         >>> qmodel = quantkit.quantize(model, "int8_qat", calibration=[torch.randn(8, 32)])
-        >>> train_quantizers(qmodel)
+        >>> train_quantizers(qmodel, "follow")
         >>> schedule = Schedule(qmodel, steps=4)  # the recipe freezes observers after a half
-        >>> for _ in range(2):
+        >>> for _ in range(3):
+        ...     print(any(q.observing for q in qmodel.quantizers.values()))
         ...     schedule.step()
-        >>> any(q.observing for q in qmodel.quantizers.values())
+        True
+        True
         False
     """
 
@@ -113,7 +115,12 @@ class Schedule:
             freeze_batch_norm(self._model)
 
 
-def _require_quick(model: QuantizedModel) -> None:
+def require_quick(model: QuantizedModel) -> None:
+    """Refuse grids that follow where a calibrator searches a histogram.
+
+    Raises:
+        RecipeError: names the grid and its calibrator.
+    """
     for name, quantizer in model.quantizers.items():
         observer = quantizer.observer
         if observer is None or all(isinstance(s, _QUICK) for s in observer.statistics):

@@ -397,6 +397,16 @@ def test_tensorboard_gets_loss_and_metric(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert written.count(("loss/step", 9)) == 1
     assert [step for name, step in written if name == "metric"] == [0, 1, 2, 3]
     assert written[-1] == ("closed", 0)
+    path = tmp_path / "run.pt"
+    with pytest.raises(KilledError):
+        finetune(quantized(), data(), choice=QUICK, checkpoint=path, on_epoch=kill_after(1))
+    written.clear()
+    result = finetune(
+        quantized(), data(), choice=QUICK, evaluate=fidelity, checkpoint=path, resume=True,
+        tensorboard=tmp_path,
+    )  # fmt: skip
+    assert [step for name, step in written if name == "loss/step"] == [4, 5, 6, 7, 8, 9]
+    assert "before" not in str(result)  # the run that was killed has measured nothing
 
 
 # --- the optimizer --------------------------------------------------------------------------------

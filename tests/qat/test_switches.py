@@ -120,7 +120,7 @@ def test_grids_that_follow_stay_in_evaluation_and_once_frozen() -> None:
 def test_a_model_that_was_only_prepared_trains_from_its_first_batch_on() -> None:
     net = small_models.resnet()
     model = quantkit.prepare(net, "int8_qat", example_inputs=net.example_inputs).train()
-    train_quantizers(model)
+    train_quantizers(model, "follow")
     train(model, 2)
     assert all(q.calibrated for q in model.quantizers.values())
 
