@@ -121,15 +121,20 @@ def quantize(
         return onnx_files.quantize(
             model, recipe, given.data, statistics=given.statistics, checkpoint=given.checkpoint
         )
+    qmodel = prepared(model, recipe, given.data, shapes, static=static)
+    complete(qmodel, given)
+    return qmodel
+
+
+def complete(qmodel: QuantizedModel, given: Seen) -> None:
+    """Calibrate a prepared model and round its weights."""
     from quantkit.model_calibration import calibrate
     from quantkit.workflow import round_weights
 
-    qmodel = prepared(model, recipe, given.data, shapes, static=static)
     if any(True for _ in qmodel.of_role("activation")) and (given.data or given.statistics):
         calibrate(qmodel, given.data, statistics=given.statistics, checkpoint=given.checkpoint)
     with working("rounding weights"):
         round_weights(qmodel)
-    return qmodel
 
 
 def write(

@@ -153,6 +153,7 @@ class Screen:
         bytes_after: int,
         seconds: float,
         warnings: Sequence[Finding] = (),
+        training: Mapping[str, Any] | None = None,
     ) -> None:
         """How many layers are quantized, what is float and why, and what was written."""
         lacking = _lacking(plan)
@@ -160,6 +161,7 @@ class Screen:
         told = [asdict(finding) for finding in (*warnings, *lacking)]
         self.json({"output": str(output), "bytes": bytes_after, "float_bytes": bytes_before,
                    "recipe": recipe.name, "form": form, "seconds": seconds, "warnings": told,
+                   **({} if training is None else {"training": training}),
                    "plan": json.loads(plan.to_json())})  # fmt: skip
         self.planned(plan, recipe)
         self.line(

@@ -12,6 +12,7 @@ from quantkit import __version__, plugins
 from quantkit import _cli_build as building
 from quantkit import _cli_cache as caches
 from quantkit import _cli_calibrate as calibration
+from quantkit import _cli_finetune as finetuning
 from quantkit import _cli_migrate as migration
 from quantkit import _cli_model as models
 from quantkit import _cli_onnx as onnx_files
@@ -202,6 +203,7 @@ def calibrate(
             calibration.calibrate(model, weights, asked, show)
 
 
+app.command("finetune")(finetuning.command)
 app.command("build")(building.command)
 
 

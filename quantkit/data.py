@@ -10,10 +10,10 @@ import math
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ from torch import Tensor
 
 from quantkit.errors import DataError
 from quantkit.transform import Transform, numeric, one_line
-
-if TYPE_CHECKING:
-    pass
 
 _Count = Annotated[int, Field(strict=True, gt=0)]
 
@@ -118,15 +115,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Table:
-    """Rows with their number in the source, undecoded, as often as asked for."""
+    """Rows with their number in the source, undecoded, as often as asked for.
+
+    A stream has no length, and no other order: its ``shuffled`` is ``None``.
+    """
 
     rows: Callable[[], Iterator[tuple[int, Mapping[str, Any]]]]
     length: int | None
     classes: tuple[str, ...] | None = None
+    shuffled: Callable[[], Iterator[tuple[int, Mapping[str, Any]]]] | None = None
 
 
 class Data:
     """An opened `DataSpec`: iterate it for batches, as often as you like, in the same order.
+
+    `shuffled` gives data that training reads in another order each time.
 
     Attributes:
         spec: what it was opened from.
@@ -147,6 +150,22 @@ class Data:
     def batch_count(self) -> int | None:
         """How many batches there are; ``None`` where a stream does not tell."""
         return None if self.rows is None else math.ceil(self.rows / self.spec.batch_size)
+
+    def shuffled(self) -> Data:
+        """The same rows in a new random order each time they are read, for training.
+
+        The order is of torch's global generator: ``torch.manual_seed`` repeats it.
+
+        Raises:
+            DataError: a stream from the hub has no length, and no row can be picked out of it.
+        """
+        if self._table.shuffled is None:
+            raise DataError(
+                f"{self.spec.source}: is a stream from the hub, which does not say how many rows "
+                "it has, and training shuffles them all; save it to .parquet, and give that as "
+                "source"
+            )
+        return Data(self.spec, replace(self._table, rows=self._table.shuffled))
 
     def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
         """Batches of ``batch_size`` rows (by default the spec's); the last may be smaller.
@@ -202,6 +221,22 @@ def _label(value: object) -> Tensor:
     return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
 
 
+def _local(
+    order: Sequence[int],
+    read: Callable[[int], Mapping[str, Any]],
+    classes: tuple[str, ...] | None = None,
+) -> _Table:
+    """A table whose rows can be had by number, in any order."""
+
+    def rows(numbers: Iterable[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        return ((number, read(number)) for number in numbers)
+
+    def shuffled() -> Iterator[tuple[int, Mapping[str, Any]]]:
+        return rows(order[place] for place in torch.randperm(len(order)).tolist())
+
+    return _Table(lambda: rows(order), len(order), classes, shuffled)
+
+
 def _order(spec: DataSpec, length: int) -> Sequence[int]:
     """The row numbers to read, in order."""
     if spec.seed is None:
@@ -226,9 +261,7 @@ def _open_arrays(spec: DataSpec) -> _Table:
     if len(set(lengths.values())) != 1:
         raise DataError(f"{path}: columns differ in rows ({lengths}); save as many of each")
     order = _order(spec, next(iter(lengths.values())))
-    return _Table(
-        lambda: ((i, {name: array[i] for name, array in arrays.items()}) for i in order), len(order)
-    )
+    return _local(order, lambda i: {name: array[i] for name, array in arrays.items()})
 
 
 def _map(path: Path, spec: DataSpec) -> dict[str, np.ndarray]:
@@ -261,8 +294,7 @@ def _open_dataset(spec: DataSpec) -> _Table:
             table = table.cast_column(column, datasets.Image(decode=False))
     table = table.select_columns(spec.columns)
     if local:
-        order = _order(spec, len(table))
-        return _Table(lambda: ((i, table[i]) for i in order), len(order), classes)
+        return _local(_order(spec, len(table)), lambda i: table[i], classes)
     if spec.seed is not None:
         table = table.shuffle(seed=spec.seed)
     if spec.limit is not None:

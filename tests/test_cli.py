@@ -94,7 +94,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     (folder / "net.py").write_text(NET)
     images = np.random.default_rng(0).standard_normal((12, 3, 8, 8), dtype=np.float32)
-    write_data(folder, "calib", images)
+    for name in ("calib", "train", "eval"):
+        write_data(folder, name, images)
     write_data(folder, "empty", images[:0])
     write_data(folder, "narrow", images[:, :1])
     write_data(folder, "whole", (images * 10).astype(np.int64), dtype="int64")
@@ -194,7 +195,7 @@ def test_help_does_not_wait_for_pytorch() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-COMMANDS = ("calibrate", "quantize", "migrate", "check", "build", "recipes")
+COMMANDS = ("calibrate", "quantize", "finetune", "migrate", "check", "build", "recipes")
 
 
 def examples(*, rtx: bool, calibrator: bool = False) -> list[str]:
@@ -493,7 +494,7 @@ def test_an_unwritable_output_is_told_before_the_data_are_read(
         ("check junk.onnx --model net:make", 2, "--model needs --data as well"),
         ("build absent.onnx -o x.engine", 6, "no such file"),
         ("build junk.onnx -o absent/x.engine", 7, "cannot be written"),
-        ("recipes int8_pqt", 3, "did you mean 'int8_ptq'?"),
+        ("recipes int8_ptk", 3, "did you mean 'int8_ptq'?"),
         ("recipes wrong.yaml", 3, "no such key"),
         ("bogus", 2, "No such command"),
     ],

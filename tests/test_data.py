@@ -221,6 +221,65 @@ def test_a_seed_shuffles_all_rows_and_limit_takes_the_first_of_them(tmp_path: Pa
     assert read(seed=0, limit=7) == read(seed=0)[:7]
 
 
+def shuffled(path: Path, **keys: Any) -> tuple[list[int], list[int]]:
+    """Two readings of the rows of a file, shuffled; labels are the rows' numbers as well."""
+    inputs = {"x": {"column": path.stem, "dtype": "int64"}}
+    data = spec(path, inputs=inputs, label=path.stem, batch_size=8, **keys).open().shuffled()
+    assert (data.rows, data.batch_count) == (20, 3)
+
+    def read() -> list[int]:
+        batches = list(data)
+        assert [len(batch.inputs["x"]) for batch in batches] == [8, 8, 4]
+        assert all(torch.equal(batch.inputs["x"], batch.labels) for batch in batches)  # type: ignore[arg-type]
+        return [int(x) for batch in batches for x in batch.inputs["x"]]
+
+    return read(), read()
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_shuffled_rows_come_once_each_in_a_new_order_each_time(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    if kind == "npy":
+        np.save(path, np.arange(20))
+    else:
+        datasets.Dataset.from_dict({"x": list(range(20))}).to_parquet(str(path))
+    torch.manual_seed(0)
+    once, again = shuffled(path)
+    assert sorted(once) == sorted(again) == list(range(20))
+    assert once != again
+    torch.manual_seed(0)
+    assert shuffled(path) == (once, again)
+
+
+def test_the_state_of_the_global_generator_repeats_a_shuffled_order(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(100))
+    data = spec(tmp_path / "x.npy", inputs={"x": {"dtype": "int64"}}, batch_size=100).open()
+    training = data.shuffled()
+    list(training)
+    state = torch.get_rng_state()
+    (wanted,) = training
+    torch.set_rng_state(state)
+    (found,) = training
+    assert torch.equal(found.inputs["x"], wanted.inputs["x"])
+    (plain,) = data  # which shuffled left as it was
+    assert plain.inputs["x"].tolist() == list(range(100))
+
+
+def test_shuffling_takes_the_rows_that_limit_and_seed_have_chosen(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(100))
+    keys: dict[str, Any] = {"limit": 20, "seed": 3}
+    (chosen,) = spec(tmp_path / "x.npy", inputs={"x": {}}, batch_size=100, **keys).open()
+    once, again = shuffled(tmp_path / "x.npy", **keys)
+    assert sorted(once) == sorted(again) == sorted(chosen.inputs["x"].tolist())
+
+
+def test_an_error_in_a_shuffled_row_names_its_number_in_the_source(tmp_path: Path) -> None:
+    good = png(pixels(1)[0])
+    file = image_parquet(tmp_path / "x.parquet", [good, good, b"torn", good])
+    with pytest.raises(DataError, match="row 2, column 'image'"):
+        list(spec(file).open().shuffled())
+
+
 def test_a_folder_of_images_gives_classes_by_name(tmp_path: Path) -> None:
     images = pixels(4)
     for i, name in enumerate(["cat", "cat", "dog", "dog"]):
@@ -321,6 +380,12 @@ def test_a_hub_name_goes_untouched_to_datasets_and_streams(
     assert last.labels is not None
     assert last.labels.tolist() == [1, 0]
     assert len(decodes) == 5
+
+
+def test_a_stream_cannot_be_shuffled_for_training(hub: list[tuple[Any, ...]]) -> None:
+    data = spec(Path("org/pets"), split="test", inputs={"label": {}}).open()
+    with pytest.raises(DataError, match=r"org/pets: is a stream .* save it to \.parquet"):
+        data.shuffled()
 
 
 def test_a_shuffled_stream_gives_every_row_once_and_the_same_again(

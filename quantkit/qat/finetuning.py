@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from quantkit import batches
+from quantkit import batches, statistics_file
 from quantkit.data import Batch, DataSpec
 from quantkit.errors import DataError, RecipeError, TrainingError
 from quantkit.model import QuantizedModel
@@ -66,11 +66,10 @@ class FineTuning:
         text = f"{trained} epochs in {sum(e.seconds for e in self.epochs):.0f} s"
         if self.best.metric is None:
             return f"{text}, loss {self.best.loss:.4g}"
-        before = self.epochs[0].metric
         early = ", stopped early" if self.stopped else ""
-        return f"{text}{early}: {before:.4g} before, {self.best.metric:.4g} at epoch " + str(
-            self.best.number
-        )
+        first = self.epochs[0].metric  # none where a run resumes that measured nothing
+        before = "" if first is None else f"{first:.4g} before, "
+        return f"{text}{early}: {before}{self.best.metric:.4g} at epoch {self.best.number}"
 
 
 def finetune(
@@ -167,10 +166,12 @@ class _Run:
     history: list[Epoch] = field(default_factory=list)
     best: Epoch | None = None
     best_state: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
 
     def train_all(self, reporter: Reporter, *, resume: bool) -> FineTuning:
         model = self.model
         training = model.training
+        self.weights = _fingerprint(model)
         steps = self.choice.epochs * self._steps_an_epoch()
         train_quantizers(model, self.choice.grids)
         optimizer = make_optimizer(model, self.choice)
@@ -181,6 +182,7 @@ class _Run:
         state = {"optimizer": optimizer, "scheduler": scheduler}
         if resume and self.checkpoint is not None and self.checkpoint.exists():
             self._resume(self.checkpoint, state, schedule)
+            reporter.resume(schedule.done)
             for epoch in self.history:
                 reporter.epoch(epoch)
         elif self.evaluate is not None:
@@ -212,7 +214,8 @@ class _Run:
     ) -> None:
         started, total, count = time.perf_counter(), 0.0, 0
         self.model.train()
-        for args, kwargs, target in reporter.steps(self._batches(), number):
+        steps = reporter.steps(self._batches(), number, self._steps_an_epoch())
+        for args, kwargs, target in steps:
             value = self._step(args, kwargs, target, optimizer, number)
             scheduler.step()
             schedule.step()
@@ -325,14 +328,11 @@ class _Run:
             raise DataError("train has no batch; give one at least")
         return int(count)
 
-    @property
-    def _made_for(self) -> dict[str, Any]:
-        return {"plan": self.model.plan.to_json(), "choice": self.choice.model_dump_json()}
-
     def _save(self, path: Path, parts: Mapping[str, Any], schedule: Schedule) -> None:
         assert self.best is not None  # an epoch is over
         state = {
-            **self._made_for,
+            **made_for(self.model, self.choice),
+            "weights": self.weights,
             **{name: part.state_dict() for name, part in parts.items()},
             "model": self.model.state_dict(),
             "done": schedule.done,
@@ -344,7 +344,8 @@ class _Run:
         snapshots.save(path, state)
 
     def _resume(self, path: Path, parts: Mapping[str, Any], schedule: Schedule) -> None:
-        state = snapshots.load(path, self._made_for)
+        own = {**made_for(self.model, self.choice), "weights": self.weights}
+        state = snapshots.load(path, own)
         self.model.load_state_dict(state["model"])
         for name, part in parts.items():
             part.load_state_dict(state[name])
@@ -352,6 +353,17 @@ class _Run:
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.best, self.best_state = Epoch(**state["best"]), state["best_state"]
         snapshots.restore_random_state(state["random"], self.train)
+
+
+def made_for(model: QuantizedModel, choice: TrainingChoice) -> dict[str, Any]:
+    """What a checkpoint must be of, so that a run of these resumes from it."""
+    return {"plan": model.plan.to_json(), "choice": choice.model_dump_json()}
+
+
+def _fingerprint(model: QuantizedModel) -> str:
+    """A hash of the weights that training begins with."""
+    weights = ((name, value) for name, value in model.float_state() if value.dim() > 1)
+    return statistics_file.fingerprint(weights)
 
 
 def learning_rate(progress: float, warm_up: float) -> float:

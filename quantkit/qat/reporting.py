@@ -87,6 +87,10 @@ class Reporter:
         if self._writer is not None:
             self._writer.add_scalar("loss/step", value, self._step)
 
+    def resume(self, steps: int) -> None:
+        """Go on after so many steps of a run that was ended."""
+        self._step = steps
+
     def epoch(self, epoch: Epoch) -> None:
         """An epoch that is over."""
         if epoch.metric is not None:
@@ -97,7 +101,11 @@ class Reporter:
                 if value is not None and value == value:  # not NaN
                     self._writer.add_scalar(name, value, epoch.number)
         if self._on_epoch is not None:
-            self._on_epoch(epoch)
+            self._bar.stop()  # what is printed now would stand on its line, and be wiped out
+            try:
+                self._on_epoch(epoch)
+            finally:
+                self._bar.start()
 
 
 def _writer(folder: Path | str) -> Any:

@@ -18,6 +18,12 @@ from quantkit.files import replacing
 #: Raised with the layout of the file.
 VERSION = 1
 
+#: What reading another file raises: a tensor by itself, say, has no entries.
+_NO_CHECKPOINT = (
+    OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError,
+    ValueError,
+)  # fmt: skip
+
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state of tensors and plain values, atomically."""
@@ -40,14 +46,14 @@ def load(path: Path, made_for: Mapping[str, Any]) -> dict[str, Any]:
         version = state["version"]
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such file; train without resume first") from error
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+    except _NO_CHECKPOINT as error:
         raise ModelFileError(
             f"{path}: no checkpoint of finetune ({type(error).__name__}); give one, or another path"
         ) from error
     if version != VERSION:
         raise ModelFileError(f"{path}: of version {version}, not {VERSION}; train from the start")
     for key, value in made_for.items():
-        if state[key] != value:
+        if state.get(key) != value:
             raise ModelFileError(
                 f"{path}: of a run with another {key}; resume with the same, or remove the file"
             )

@@ -262,6 +262,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         finetune(quantized(), data(), choice=other, checkpoint=path, resume=True)
     with pytest.raises(ModelFileError, match="another plan"):
         finetune(quantized("w4a4_qat"), data(), choice=QUICK, checkpoint=path, resume=True)
+    changed = small_models.resnet()
+    with torch.no_grad():
+        changed.get_parameter("fc.weight").mul_(1.5)
+    model = quantkit.quantize(changed, "w4a8_qat", calibration=data())
+    with pytest.raises(ModelFileError, match="another weights"):
+        finetune(model, data(), choice=QUICK, checkpoint=path, resume=True)
     path.write_bytes(b"not one")
     with pytest.raises(ModelFileError, match="no checkpoint of finetune"):
         finetune(quantized(), data(), choice=QUICK, checkpoint=path, resume=True)
