@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 import quantkit as qk
 from benchmarks.qat import augmented
 from benchmarks.zoo import RESNET20, RESNET20_IMAGES
-from quantkit.qat.finetuning import make_optimizer
+from quantkit.qat.optimizing import make_optimizer
 
 BATCH = 128
 

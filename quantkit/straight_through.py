@@ -40,7 +40,8 @@ class LearnedStep(torch.autograd.Function):
 
     With ``y`` the result, ``s`` the scale and ``b`` the value of the lowest code, the gradients are
     those of LSQ (Esser et al. 2020, arXiv:1902.08153, equations 3 and 5) and, where there is a
-    ``b``, of LSQ+ (Bhalgat et al. 2020, arXiv:2004.09576, equations 4 to 6):
+    ``b``, of LSQ+ (Bhalgat et al. 2020, arXiv:2004.09576, equations 4 to 6), save that what still
+    rounds to an end of the grid is not clipped, as in torch's operators:
 
     ======  ====================  =======================
     of y    where it is inside    where it is clipped
@@ -118,8 +119,11 @@ def _on_grid_in_a_graph(
     """As `_on_grid`, for tracing: nothing in place, no value read."""
     if spec.is_float:
         return steps.clamp(spec.qmin, spec.qmax).to(torch.float8_e4m3fn).float() * scale
-    codes = (torch.round(steps) + zero_point).clamp(spec.qmin, spec.qmax)
-    return (codes - zero_point) * scale
+    if spec.symmetric:  # a constant, which a compiler need not load
+        codes = torch.round(steps).clamp(spec.qmin - spec.middle, spec.qmax - spec.middle)
+        return codes * scale
+    zero = zero_point.float()
+    return ((torch.round(steps) + zero).clamp(spec.qmin, spec.qmax) - zero) * scale
 
 
 def _inside(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
@@ -128,8 +132,9 @@ def _inside(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, spec: Qu
     # Half a step beyond the ends, so that the ends themselves are inside; FP8 is not rounded here.
     low, high = (spec.qmin, spec.qmax) if spec.is_float else (spec.qmin - 0.5, spec.qmax + 0.5)
     if torch.compiler.is_compiling() or spec.is_float:
-        steps = steps if spec.is_float else torch.round(steps) + zero_point
-        return grad * ((steps >= low) & (steps <= high))
+        if not spec.is_float:
+            steps = torch.round(steps) + (spec.middle if spec.symmetric else zero_point.float())
+        return torch.where((steps >= low) & (steps <= high), grad, torch.zeros_like(grad))
     zero = _known(zero_point, spec)
     if zero is None:
         steps.round_().add_(zero_point)

@@ -145,10 +145,11 @@ def batch_norm_behind(
     if not training:
         return y
     form = [1, -1] + [1] * (y.dim() - 2)
-    divisor = torch.where(factor == 0, torch.ones_like(factor), factor)  # gamma may be 0
-    own = (y - shift.view(form)) / divisor.view(form)
-    if bias is not None:
-        own = own + bias.view(form)
+    # No gradient of these: what is normalized by its batch does not depend on its scale and shift.
+    # (gamma may be 0, and then the factor.)
+    inverse = 1.0 / torch.where(factor == 0, torch.ones_like(factor), factor).detach()
+    offset = -shift.detach() * inverse if bias is None else bias.detach() - shift.detach() * inverse
+    own = torch.addcmul(offset.view(form), y, inverse.view(form))
     return F.batch_norm(own, mean, variance, gamma, beta, True, momentum, eps)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from quantkit import batches, statistics_file
-from quantkit.data import Batch, DataSpec
-from quantkit.errors import DataError, RecipeError, TrainingError
+from quantkit import statistics_file
+from quantkit.errors import RecipeError, TrainingError
 from quantkit.model import QuantizedModel
 from quantkit.qat import diagnosis, snapshots
 from quantkit.qat.distilling import Teacher, WithFeatures
+from quantkit.qat.feeding import Feed
+from quantkit.qat.optimizing import learning_rate, make_optimizer
 from quantkit.qat.reporting import Reporter
 from quantkit.qat.switches import Schedule, train_quantizers
 from quantkit.settling import settle
@@ -127,17 +128,13 @@ def finetune(
         >>> len(result.epochs)
         2
     """
-    if iter(train) is train:
-        raise DataError(
-            "train can be read only once (it is an iterator), and every epoch reads it; pass a "
-            "list, a DataLoader or a DataSpec"
-        )
+    feed = Feed(model, train, labelled=loss is not None)
     if loss is None and teacher is None:
         raise RecipeError("neither loss nor teacher is given: nothing to learn from; give one")
     chosen = model.recipe.training if choice is None else choice
     run = _Run(
         model=model,
-        train=train.open() if isinstance(train, DataSpec) else train,
+        feed=feed,
         loss=loss,
         evaluate=evaluate,
         choice=chosen,
@@ -156,7 +153,7 @@ class _Run:
     """One call of `finetune`."""
 
     model: QuantizedModel
-    train: Iterable[Any]
+    feed: Feed
     loss: Loss | None
     evaluate: Metric | None
     choice: TrainingChoice
@@ -172,7 +169,7 @@ class _Run:
         model = self.model
         training = model.training
         self.weights = _fingerprint(model)
-        steps = self.choice.epochs * self._steps_an_epoch()
+        steps = self.choice.epochs * len(self.feed)
         train_quantizers(model, self.choice.grids)
         optimizer = make_optimizer(model, self.choice)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -214,7 +211,7 @@ class _Run:
     ) -> None:
         started, total, count = time.perf_counter(), 0.0, 0
         self.model.train()
-        steps = reporter.steps(self._batches(), number, self._steps_an_epoch())
+        steps = reporter.steps(self.feed, number, len(self.feed))
         for args, kwargs, target in steps:
             value = self._step(args, kwargs, target, optimizer, number)
             scheduler.step()
@@ -295,39 +292,6 @@ class _Run:
         self.model.zero_grad()
         settle(self.model)
 
-    def _batches(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], Any]]:
-        """Inputs where the model has them, with their targets."""
-        device = next(self.model.parameters()).device
-        names = self.model.capture.input_names[: len(self.model.capture.args)]
-        empty = True
-        for index, batch in enumerate(self.train):
-            empty = False
-            inputs, target = _parted(batch, index, labelled=self.loss is not None)
-            ((args, kwargs),) = batches.as_batches([inputs], first=index)
-            args, kwargs = batches.bind_inputs(args, kwargs, names)
-            batches.check_batch(
-                args, kwargs, self.model.capture.args, self.model.capture.kwargs, index,
-                dynamic_dims=self.model.capture.dynamic_dims,
-            )  # fmt: skip
-            moved = tuple(x.to(device) for x in args), {k: x.to(device) for k, x in kwargs.items()}
-            yield *moved, target.to(device) if isinstance(target, Tensor) else target
-        if empty:
-            raise DataError("train has no batch; give one at least")
-
-    def _steps_an_epoch(self) -> int:
-        count = getattr(self.train, "batch_count", None)
-        if count is None:
-            if not isinstance(self.train, Sized):
-                raise DataError(
-                    "train does not say how many batches it has, which the learning rate needs; "
-                    "pass a list, a DataLoader of a dataset that has a length, or a DataSpec of a "
-                    "local file"
-                )
-            count = len(self.train)
-        if count == 0:
-            raise DataError("train has no batch; give one at least")
-        return int(count)
-
     def _save(self, path: Path, parts: Mapping[str, Any], schedule: Schedule) -> None:
         assert self.best is not None  # an epoch is over
         state = {
@@ -339,7 +303,7 @@ class _Run:
             "history": [asdict(epoch) for epoch in self.history],
             "best": asdict(self.best),
             "best_state": self.best_state,
-            "random": snapshots.random_state(self.train),
+            "random": snapshots.random_state(self.feed.data),
         }
         snapshots.save(path, state)
 
@@ -352,7 +316,7 @@ class _Run:
         schedule.done = state["done"]
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.best, self.best_state = Epoch(**state["best"]), state["best_state"]
-        snapshots.restore_random_state(state["random"], self.train)
+        snapshots.restore_random_state(state["random"], self.feed.data)
 
 
 def made_for(model: QuantizedModel, choice: TrainingChoice) -> dict[str, Any]:
@@ -364,64 +328,3 @@ def _fingerprint(model: QuantizedModel) -> str:
     """A hash of the weights that training begins with."""
     weights = ((name, value) for name, value in model.float_state() if value.dim() > 1)
     return statistics_file.fingerprint(weights)
-
-
-def learning_rate(progress: float, warm_up: float) -> float:
-    """The part of the highest learning rate: a linear rise, then half a cosine to zero.
-
-    Example:
-        >>> [round(learning_rate(p, 0.2), 3) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
-        [0.0, 0.5, 1.0, 0.5, 0.0]
-    """
-    if progress < warm_up:
-        return progress / warm_up
-    if warm_up == 1.0:
-        return 1.0
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1.0 - warm_up))))
-
-
-def make_optimizer(model: QuantizedModel, choice: TrainingChoice) -> torch.optim.Optimizer:
-    """An optimizer of three kinds of parameters: weights, biases (no decay), grids that learn.
-
-    With ``adamw``, whose steps have the size of the learning rate, each grid has a group of its
-    own with a learning rate in proportion to its scale.
-    """
-    weights: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    scales: list[tuple[list[nn.Parameter], float]] = []
-    grids = {id(p) for q in model.quantizers.values() for p in q.parameters()}
-    for quantizer in model.quantizers.values():
-        own = [p for p in quantizer.parameters(recurse=False) if p.requires_grad]
-        if own:
-            scales.append((own, float(quantizer.scale.detach().mean())))
-    for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in grids:
-            (weights if parameter.dim() > 1 else others).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": choice.weight_decay},
-        {"params": others},
-    ]
-    if choice.optimizer == "sgd":
-        every = [p for own, _ in scales for p in own]
-        groups.append({"params": every, "lr": choice.grid_learning_rate})
-        groups = [group for group in groups if group["params"]]
-        return torch.optim.SGD(groups, lr=choice.learning_rate, momentum=0.9, nesterov=True)
-    groups += [{"params": own, "lr": choice.grid_learning_rate * size} for own, size in scales]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=choice.learning_rate, weight_decay=0.0)
-
-
-def _parted(batch: object, index: int, *, labelled: bool) -> tuple[Any, Any]:
-    """A batch as inputs and targets."""
-    if isinstance(batch, Batch):
-        if labelled and batch.labels is None:
-            raise DataError(f"batch {index} has no labels, which loss needs; set label in the data")
-        return batch.inputs, batch.labels
-    if not labelled:
-        return batch, None
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        raise DataError(
-            f"batch {index} is a {type(batch).__name__}, not a pair of inputs and targets, which "
-            "loss needs; give pairs, or leave loss out to learn from the float model alone"
-        )
-    return batch[0], batch[1]

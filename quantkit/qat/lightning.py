@@ -25,7 +25,7 @@ class QuantizationCallback(Callback):
 
     Args:
         grids: ``follow``, ``learn`` or ``fixed``; the recipe's if ``None``. For grids that learn
-            ``configure_optimizers`` can return what ``quantkit.qat.finetuning.make_optimizer``
+            ``configure_optimizers`` can return what ``quantkit.qat.optimizing.make_optimizer``
             does, where each has a learning rate of its own size.
         attribute: where the module has the quantized model, such as ``model``; ``None``: it has
             but one.

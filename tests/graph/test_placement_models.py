@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sound_plans import assert_sound, reads_quantized
 
 import small_models
-from quantkit.graph.abstract import Graph, Kind
+from quantkit.graph.abstract import COMPUTE, Graph, Kind
 from quantkit.graph.aten import describe
 from quantkit.graph.attention import split_attention
 from quantkit.graph.capture import capture
@@ -54,6 +54,31 @@ def test_the_plan_of_a_captured_model_is_sound(
 ) -> None:
     chosen = resolve_recipe(named)
     assert_sound(graphs[name], chosen, place(graphs[name], chosen))
+
+
+@pytest.mark.parametrize("name", [make.__name__ for make in small_models.ALL])
+@pytest.mark.parametrize("named", ["w4a8_qat", "w4a4_qat"])
+def test_the_ends_of_a_model_have_a_scheme_of_their_own(
+    graphs: dict[str, Graph], name: str, named: str
+) -> None:
+    graph = graphs[name]
+    layers = [op.name for op in graph.of(COMPUTE)]
+    plan = place(graph, resolve_recipe(named))
+    assert plan.unused == ()
+    for tensor in plan.tensors:
+        if tensor.role == "weight":
+            at_end = {edge.op for edge in tensor.edges} & {layers[0], layers[-1]}
+            assert tensor.spec.bits == (None if at_end else 4), tensor.edges
+
+
+def test_a_result_goes_on_the_one_grid_that_its_readers_want(graphs: dict[str, Graph]) -> None:
+    """The first layer has 8 bits; what it puts out is read with 4, and by pools."""
+    chosen = resolve_recipe("w4a4_qat")
+    placement = chosen.placement.model_copy(update={"residual": "both", "outputs": True})
+    plan = place(graphs["multi_branch"], chosen.model_copy(update={"placement": placement}))
+    (stem,) = (t for t in plan.tensors if t.tensor == "stem.2/relu")
+    assert stem.spec.bits == 4
+    assert {edge.op for edge in stem.edges} > {"conv.0"}
 
 
 def test_resnet_reads_its_skips_from_the_blocks_input_and_from_the_projection(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -25,8 +26,10 @@ from quantkit.errors import (
     TrainingError,
 )
 from quantkit.model import QuantizedModel
-from quantkit.qat.finetuning import Epoch, finetune, learning_rate, make_optimizer
+from quantkit.qat.finetuning import Epoch, finetune
+from quantkit.qat.optimizing import learning_rate, make_optimizer
 from quantkit.recipe import Recipe
+from quantkit.targets.tensorrt_rtx import TensorRTRTX
 from quantkit.training_choice import TrainingChoice
 from quantkit.workflow import _find_recipe
 
@@ -140,6 +143,19 @@ def test_kept_batch_norm_trains_and_is_folded_at_the_end() -> None:
     assert fidelity(model) >= before
 
 
+@pytest.mark.parametrize("left_out", ["activations", "weights"])
+def test_weight_only_and_activation_only_train_by_the_scheme_alone(left_out: str) -> None:
+    recipe = _find_recipe("w4a8_qat")
+    scheme = recipe.scheme.model_copy(update={left_out: None})
+    model = quantized(recipe.model_copy(update={"scheme": scheme, "overrides": ()}))
+    kept = {members[0].role for members in model.plan.grids.values()}
+    assert kept == {"activation" if left_out == "weights" else "weight"}
+    before = fidelity(model)
+    result = finetune(model, data(), choice=QUICK.model_copy(update={"epochs": 6}))
+    assert result.epochs[-1].loss < result.epochs[0].loss
+    assert fidelity(model) > before
+
+
 def test_bfloat16_and_clipped_gradients_train() -> None:
     choice = QUICK.model_copy(update={"precision": "bfloat16", "clip_gradient": 1.0})
     result = finetune(quantized(), data(), choice=choice)
@@ -160,6 +176,23 @@ def test_what_is_trained_exports_as_it_was_trained(tmp_path: Path) -> None:
     path = quantkit.export_onnx(model, tmp_path / "m.onnx", form="onnxruntime")
     report = quantkit.check(path, target="onnxruntime", reference=model, data=[images(7)])
     assert min(output.sqnr for output in report.outputs) > 45.0
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason='TensorRT-RTX is not installed: pip install "quantkit[rtx]"',
+)
+@pytest.mark.parametrize("recipe", ["int8_qat", "w4a8_qat"])
+@pytest.mark.parametrize("passes", ["fold_batchnorm", "keep_batchnorm"])
+def test_what_was_trained_runs_in_int8_in_the_engine(
+    tmp_path: Path, recipe: str, passes: str
+) -> None:
+    model = quantized(_find_recipe(recipe).model_copy(update={"passes": (passes,)}))
+    finetune(model, data(), choice=QUICK.model_copy(update={"epochs": 1}))
+    path = quantkit.export_onnx(model, tmp_path / "m.onnx")
+    inspection = TensorRTRTX(compute_capability="8.6", progress=False).inspect(path)
+    assert inspection.ok, inspection.findings
+    assert inspection.covered == inspection.planned == len(model.plan.quantized)
 
 
 # --- what it keeps --------------------------------------------------------------------------------

@@ -209,6 +209,20 @@ def test_in_training_kept_batch_norm_normalizes_by_the_batch_and_moves_its_stati
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-4)
 
 
+def test_kept_batch_norm_has_the_gradients_of_the_float_model() -> None:
+    net, model = small_models.resnet().train(), kept()
+    model.simulate(False)
+    model.train()
+    x, y = batch(3)
+    for module in (net, model):
+        F.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]
+    mine = {name.removeprefix("graph."): p.grad for name, p in model.named_parameters()}
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None
+        scale = parameter.grad.abs().max().item()
+        torch.testing.assert_close(mine[name], parameter.grad, rtol=1e-3, atol=1e-3 * scale)
+
+
 def test_frozen_batch_norm_trains_gamma_and_lets_its_statistics_be() -> None:
     model = kept().train()
     freeze_batch_norm(model)

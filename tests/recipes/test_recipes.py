@@ -129,7 +129,8 @@ def test_a_recipe_for_onnx_runtime_runs_there_with_its_optimizations(
     assert_same(expected, found)
     inspection = OnnxRuntime(exact=True, threads=1).inspect(files.paths["onnxruntime"])
     assert inspection.ok
-    assert inspection.covered == inspection.planned
+    if named(name).placement.outputs:  # else ONNX Runtime computes convolutions in float
+        assert inspection.covered == inspection.planned
 
 
 @pytest.mark.skipif(
