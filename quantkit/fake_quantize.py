@@ -101,7 +101,11 @@ class FakeQuantize(nn.Module):
             return x
         self._need_grid()
         if self.learning:
-            return numerics.learned_fake_quantize(x, self.scale, self.lowest, self.spec)
+            # What has an observer is an activation, of which the first dimension counts samples.
+            samples = x.shape[0] if self.observer is not None and x.dim() > 0 else 1
+            return numerics.learned_fake_quantize(
+                x, self.scale, self.lowest, self.spec, samples=samples
+            )
         return numerics.fake_quantize_values(x, self.scale, self.zero_point, self.spec)
 
     @property

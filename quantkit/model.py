@@ -165,6 +165,8 @@ class QuantizedModel(nn.Module):
             raise ModelFileError(
                 f"{path}: not a safetensors file ({error}); give one that save wrote"
             ) from error
+        # Not in files of earlier versions.
+        state.setdefault("_extra_state", torch.zeros(1, dtype=torch.uint8))
         if (problem := self._misfit(about, state)) is not None and self._fold_like(about, state):
             problem = self._misfit(about, state)
         if problem is not None:

@@ -314,7 +314,7 @@ def fake_quantize_values(
 
 
 def learned_fake_quantize(
-    x: Tensor, scale: Tensor, lowest: Tensor | None, spec: QuantSpec
+    x: Tensor, scale: Tensor, lowest: Tensor | None, spec: QuantSpec, *, samples: int = 1
 ) -> Tensor:
     """`fake_quantize` on a grid that learns: gradients flow to ``scale`` and ``lowest`` as well.
 
@@ -327,6 +327,7 @@ def learned_fake_quantize(
         scale: float32, of shape ``scale_shape(x.shape, spec)``; raised to `SCALE_FLOOR`.
         lowest: the value of the lowest code, of the same shape; ``None`` if ``spec`` is symmetric.
         spec: the form of the grid.
+        samples: how many samples ``x`` holds; 1 for a weight.
 
     Example:
         >>> scale = torch.tensor(0.1, requires_grad=True)
@@ -334,11 +335,10 @@ def learned_fake_quantize(
         >>> [round(v, 4) for v in y.tolist()]
         [0.3, 12.7]
         >>> y.sum().backward()
-        >>> round(scale.grad.item() * (127 * 1) ** 0.5, 3)  # 0.4 + 127, n = 1
+        >>> round(scale.grad.item() * (127 * 2) ** 0.5, 3)  # 0.4 + 127; n is 2
         127.4
     """
-    samples = x.shape[0] if spec.axis is None and x.dim() > 0 else 1
-    share = x.numel() // max(samples, 1) if spec.axis is None else x.numel() // scale.numel()
+    share = x.numel() // max(scale.numel() * samples, 1)
     weight = (max(share, 1) * max(spec.qmax - spec.middle, 1)) ** -0.5
     with torch.no_grad():
         step, zero_point = learned_grid(scale, lowest, spec)

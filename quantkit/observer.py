@@ -14,7 +14,7 @@ from quantkit.errors import DataError
 from quantkit.interfaces import Calibrator, Statistic
 from quantkit.numerics import QParams
 from quantkit.spec import QuantSpec
-from quantkit.statistics import Range
+from quantkit.statistics import Average, Range
 
 
 class Observer(nn.Module):
@@ -130,6 +130,18 @@ class Observer(nn.Module):
                 f"{self._label} has observed NaN or infinity; look for them in the calibration "
                 "data, or run the model in float32 if float16 overflows"
             )
+
+    def begin_with(self, low: Tensor, high: Tensor) -> None:
+        """Go on from a range seen elsewhere, each end of shape ``(channels,)``.
+
+        What only counts samples, such as a histogram, takes nothing from it.
+        """
+        state, one = self.state, torch.ones((), dtype=torch.int64, device=low.device)
+        seen = {"minimum": low, "maximum": high}
+        seen |= {"average_minimum": low, "average_maximum": high, "batches": one}
+        for statistic in self.statistics:
+            if isinstance(statistic, Range | Average):
+                statistic.merge(state, seen)
 
     def reset(self) -> None:
         """Forget everything seen."""

@@ -24,7 +24,8 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
         """``x`` on the grid, in the dtype of ``x``."""
-        ctx.save_for_backward(x, scale, zero_point)
+        # Copies: a grid that follows is overwritten by the next tensor, maybe before the backward.
+        ctx.save_for_backward(x, scale.clone(), zero_point.clone())
         ctx.spec = spec
         return _on_grid(x, scale, zero_point, spec).to(x.dtype)
 

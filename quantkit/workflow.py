@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from quantkit import batches, hardware, numerics, plugins
 from quantkit.errors import DataError, RecipeError
+from quantkit.fake_quantize import FakeQuantize
 from quantkit.graph.aten import Description, describe
 from quantkit.graph.attention import split_attention
 from quantkit.graph.capture import Capture, DynamicShapes, capture
@@ -207,8 +208,21 @@ def _begin_with_stubs(
     for tensor in model.plan.tensors:
         path = str(description.node_of_value[tensor.tensor].meta.get(STUB))
         if path in seen and tensor.spec.axis is None:
-            low, high = (end.reshape(()) for end in seen[path])
-            quantizers[tensor.grid].set_qparams(numerics.choose_qparams(low, high, tensor.spec))
+            _begin_with(quantizers[tensor.grid], path, *seen[path])
+
+
+def _begin_with(quantizer: FakeQuantize, path: str, low: Tensor, high: Tensor) -> None:
+    """The grid of a range, and an observer that goes on from it."""
+    try:
+        qparams = numerics.choose_qparams(low.reshape(()), high.reshape(()), quantizer.spec)
+    except ValueError as error:
+        raise DataError(
+            f"QuantStub {path} has seen NaN or infinity in training; look for them in the data, or "
+            "make the stub anew"
+        ) from error
+    quantizer.set_qparams(qparams)
+    if quantizer.observer is not None:
+        quantizer.observer.begin_with(low, high)
 
 
 def round_weights(model: QuantizedModel) -> None:

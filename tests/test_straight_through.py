@@ -42,9 +42,8 @@ def scales(spec: QuantSpec, seed: int = 3) -> Tensor:
 
 
 def weight(x: Tensor, scale: Tensor, spec: QuantSpec) -> float:
-    """``1 / sqrt(n qmax)``, by the paper's words."""
-    count = x[0].numel() if spec.axis is None else x.numel() // scale.numel()
-    return 1.0 / math.sqrt(count * (spec.qmax - spec.middle))
+    """``1 / sqrt(n qmax)``, by the paper's words, of a weight."""
+    return 1.0 / math.sqrt(x.numel() // scale.numel() * (spec.qmax - spec.middle))
 
 
 @pytest.mark.parametrize("spec", SYMMETRIC, ids=str)
@@ -111,6 +110,17 @@ def test_gradients_of_an_asymmetric_grid_are_those_of_lsq_plus(spec: QuantSpec) 
         assert mine.grad is not None
         assert theirs.grad is not None
         torch.testing.assert_close(mine.grad, factor * theirs.grad, rtol=1e-3, atol=1e-3 * factor)
+
+
+def test_the_gradient_of_a_step_counts_what_shares_it_in_one_sample() -> None:
+    """Of an activation 30 elements a sample, of a weight all 120."""
+    grads = []
+    for samples in (1, 4):
+        scale = torch.tensor(0.01, requires_grad=True)
+        learned_fake_quantize(normal(0), scale, None, QuantSpec(), samples=samples).sum().backward()
+        assert scale.grad is not None
+        grads.append(scale.grad)
+    torch.testing.assert_close(grads[1], 2.0 * grads[0])
 
 
 @pytest.mark.parametrize("spec", [*SYMMETRIC, *ASYMMETRIC, GROUPED], ids=str)

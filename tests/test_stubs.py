@@ -14,7 +14,7 @@ import torch.ao.quantization as ao
 from torch import Tensor, nn
 
 import quantkit
-from quantkit.errors import CaptureError
+from quantkit.errors import CaptureError, DataError
 from quantkit.stubs import DeQuantStub, QuantStub
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
@@ -171,6 +171,23 @@ def test_what_a_stub_has_seen_is_the_grid_to_begin_with_until_calibration() -> N
     assert torch.equal(model.quantizers["before"].qparams.scale, expected.scale)
     model = quantkit.quantize(net, "int8_qat", calibration=[batches()[1] * 5])
     assert bool(model.quantizers["before"].qparams.scale > 2 * expected.scale)
+
+
+def test_the_observer_goes_on_from_what_the_stub_has_seen() -> None:
+    net = Net().train()
+    net(batches()[0] * 50)
+    model = quantkit.prepare(net, "int8_qat", example_inputs=(batches()[0],)).train()
+    quantkit.train_quantizers(model, "follow")
+    before = model.quantizers["before"].qparams.scale
+    model(batches()[0])
+    assert bool(model.quantizers["before"].qparams.scale > 0.9 * before)
+
+
+def test_a_stub_that_saw_infinity_is_named() -> None:
+    net = Net().train()
+    net.quant(torch.tensor([torch.inf, 0.0]))
+    with pytest.raises(DataError, match="QuantStub quant has seen NaN or infinity"):
+        quantkit.prepare(net, "int8_qat", example_inputs=(batches()[0],))
 
 
 def test_in_the_quantized_model_the_tensor_at_the_stub_is_averaged_on_in_training() -> None:

@@ -323,8 +323,8 @@ def test_a_recipe_is_a_name_a_path_or_a_value(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_is_told_with_the_nearest_name() -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'int8_pqt'; .*did you mean 'int8_ptq'\?"):
-        quantize(small_models.mlp(), "int8_pqt", example_inputs=(GOOD,))
+    with pytest.raises(RecipeError, match=r"no recipe 'int8_ptk'; .*did you mean 'int8_ptq'\?"):
+        quantize(small_models.mlp(), "int8_ptk", example_inputs=(GOOD,))
 
 
 @pytest.mark.parametrize(

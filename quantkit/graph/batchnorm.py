@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 
+from quantkit.errors import RecipeError
 from quantkit.graph.edit import (
     Emitter,
     add_constant,
@@ -141,9 +142,20 @@ def batch_norm_behind(
         training: whether to use the statistics of the batch.
         momentum: how far the running statistics move towards those.
         eps: what is added to the variance.
+
+    Raises:
+        RecipeError: in training mode under ``torch.compile`` with ``fullgraph=True``.
     """
     if not training:
         return y
+    if torch.compiler.is_compiling():
+        # Its backward pass would compute the weights anew, from running statistics that the forward
+        # pass has moved meanwhile (torch 2.13). Without fullgraph=True the compiler takes this as a
+        # reason to run the model as it is, which is right.
+        raise RecipeError(
+            "torch.compile gets gradients wrong where batch-norm is kept and not frozen; call "
+            "freeze_batch_norm(model) before, or fold it (passes: [fold_batchnorm])"
+        )
     form = [1, -1] + [1] * (y.dim() - 2)
     # No gradient of these: what is normalized by its batch does not depend on its scale and shift.
     # (gamma may be 0, and then the factor.)

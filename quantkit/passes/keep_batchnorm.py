@@ -19,6 +19,9 @@ class KeepBatchNorm(Pass):
     section 3.2; Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2). In evaluation mode this is
     what ``fold_batchnorm`` makes, and ``settle`` and export fold it for good. It takes the place of
     ``fold_batchnorm``, in the same cases (transposed convolutions aside).
+
+    A channel whose gamma is 0 stays as it is: its weights are 0 on the grid, and gamma has no
+    gradient. A batch-norm with ``momentum=None`` is captured with momentum 0: its statistics stay.
     """
 
     def apply(self, graph: fx.GraphModule) -> int:

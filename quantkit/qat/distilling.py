@@ -121,9 +121,9 @@ class Teacher:
     ) -> Tensor:
         """The weighted differences of outputs and features to the teacher's; a scalar."""
         theirs, their_features = self.outputs(args, kwargs)
+        pairs = _paired(_floats(output), _floats(theirs))
         total = self.choice.teacher_weight * sum(
-            (self._difference(a, b) for a, b in zip(_floats(output), _floats(theirs), strict=True)),
-            start=torch.zeros(()),
+            (self._difference(own, other) for own, other in pairs), start=torch.zeros(())
         )
         for own, other in zip(features, their_features, strict=True):
             total = total + self.choice.feature_weight * relative_error(own, other)
@@ -132,33 +132,63 @@ class Teacher:
     def _difference(self, own: Tensor, other: Tensor) -> Tensor:
         if self.choice.teacher_loss == "mse":
             return relative_error(own, other)
+        if own.dim() == 0 or own.shape[class_dimension(own)] == 1:
+            raise RecipeError(
+                f"an output of shape {tuple(own.shape)} is no logits of several classes, of which "
+                "teacher_loss: kl could learn; set teacher_loss: mse in the recipe's training"
+            )
         return divergence(own, other, self.choice.temperature)
 
 
 def divergence(own: Tensor, other: Tensor, temperature: float = 1.0) -> Tensor:
-    """``T² KL(softmax(other / T) ‖ softmax(own / T))``, the mean over all but the last dimension.
+    """``T² KL(softmax(other / T) ‖ softmax(own / T))``, the mean over all but the classes.
 
-    Hinton et al. 2015, arXiv:1503.02531, section 2.
+    Hinton et al. 2015, arXiv:1503.02531, section 2. Classes that the teacher masks (``-inf``) do
+    not count.
 
     Example:
         >>> divergence(torch.tensor([[0.0, 1.0]]), torch.tensor([[3.0, 4.0]])).abs().item() < 1e-6
         True
     """
-    classes = own.shape[-1]
-    own = F.log_softmax(own.float().reshape(-1, classes) / temperature, dim=-1)
-    other = F.log_softmax(other.float().reshape(-1, classes) / temperature, dim=-1)
+    dimension = class_dimension(own)
+    own, other = (x.float().movedim(dimension, -1) / temperature for x in (own, other))
+    masked = other == -torch.inf
+    own, other = (
+        F.log_softmax(x.masked_fill(masked, -1e9).flatten(0, -2), dim=-1) for x in (own, other)
+    )
     return temperature**2 * F.kl_div(own, other, reduction="batchmean", log_target=True)
+
+
+def class_dimension(logits: Tensor) -> int:
+    """Which dimension counts classes: the last of ``(N, classes)`` and ``(N, T, classes)``; of an
+    image ``(N, classes, H, W)`` the second.
+    """  # noqa: D205
+    return 1 if logits.dim() > 3 else logits.dim() - 1
 
 
 def relative_error(own: Tensor, other: Tensor) -> Tensor:
     """``sum((own - other)²) / sum(other²)``, a scalar: one over the SQNR.
 
+    What is masked in ``other`` (``-inf``) does not count.
+
     Example:
         >>> relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])).item()
         0.1...
     """
-    other = other.float()
-    return (own.float() - other).square().sum() / other.square().sum().clamp(min=1e-12)
+    masked = other == -torch.inf
+    own, other = (x.float().masked_fill(masked, 0.0) for x in (own, other))
+    return (own - other).square().sum() / other.square().sum().clamp(min=1e-12)
+
+
+def _paired(own: list[Tensor], other: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Outputs with the teacher's."""
+    if [x.shape for x in own] != [x.shape for x in other]:
+        told, theirs = (", ".join(str(tuple(x.shape)) for x in found) for found in (own, other))
+        raise RecipeError(
+            f"the model's outputs have the shapes {told}, the teacher's {theirs}; give a teacher "
+            "of the same outputs, or leave it out: the float model itself teaches then"
+        )
+    return list(zip(own, other, strict=True))
 
 
 def _floats(output: Any) -> list[Tensor]:

@@ -112,9 +112,10 @@ def finetune(
         tensorboard: a folder for TensorBoard's events.
         on_epoch: called after each epoch, and before the first where there is a metric.
 
+    However it ends, the model is settled and has the best weights so far.
+
     Raises:
-        TrainingError: the loss is NaN or infinite; the message names the layer, and the model has
-            the best weights so far.
+        TrainingError: the loss is NaN or infinite; the message names the layer.
         DataError: no batch, or one of the wrong form; a model that is not calibrated.
         RecipeError: nothing to learn from, or a feature that is not there.
         ModelFileError: the checkpoint is not readable, or of another run.
@@ -169,6 +170,7 @@ class _Run:
         model = self.model
         training = model.training
         self.weights = _fingerprint(model)
+        model.zero_grad()
         steps = self.choice.epochs * len(self.feed)
         train_quantizers(model, self.choice.grids)
         optimizer = make_optimizer(model, self.choice)
@@ -177,6 +179,7 @@ class _Run:
         )
         schedule = Schedule(model, steps, self.choice)
         state = {"optimizer": optimizer, "scheduler": scheduler}
+        self.best_state = snapshots.copy_of(model.state_dict())
         if resume and self.checkpoint is not None and self.checkpoint.exists():
             self._resume(self.checkpoint, state, schedule)
             reporter.resume(schedule.done)
@@ -193,7 +196,7 @@ class _Run:
                 self._epoch(number, optimizer, scheduler, schedule, reporter)
                 if self.checkpoint is not None:
                     self._save(self.checkpoint, state, schedule)
-        except TrainingError:
+        except BaseException:  # Ctrl-C as well
             self._finish()
             model.train(training)
             raise
@@ -273,7 +276,8 @@ class _Run:
     def _note(self, epoch: Epoch, reporter: Reporter) -> None:
         self.history.append(epoch)
         best = None if self.best is None else self.best.metric
-        if epoch.metric is None or best is None or epoch.metric > best:
+        # A metric that is NaN is worse than any.
+        if epoch.metric is None or best is None or epoch.metric > best or math.isnan(best):
             self.best = epoch
             self.best_state = snapshots.copy_of(self.model.state_dict())
         reporter.epoch(epoch)
@@ -287,8 +291,7 @@ class _Run:
 
     def _finish(self) -> None:
         """The best weights, and nothing that still moves."""
-        if self.best_state:
-            self.model.load_state_dict(self.best_state)
+        self.model.load_state_dict(self.best_state)
         self.model.zero_grad()
         settle(self.model)
 

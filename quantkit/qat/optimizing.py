@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantkit.errors import RecipeError
 from quantkit.model import QuantizedModel
 from quantkit.training_choice import TrainingChoice
 
@@ -43,6 +44,11 @@ def make_optimizer(model: QuantizedModel, choice: TrainingChoice) -> torch.optim
     for parameter in model.parameters():
         if parameter.requires_grad and id(parameter) not in grids:
             (weights if parameter.dim() > 1 else others).append(parameter)
+    if not (weights or others or scales):
+        raise RecipeError(
+            "every parameter is frozen (requires_grad is false) and grids do not learn, so there "
+            "is nothing to train; unfreeze some, or let grids learn (training: {grids: learn})"
+        )
     groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": choice.weight_decay},
         {"params": others},

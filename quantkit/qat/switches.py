@@ -19,8 +19,9 @@ def train_quantizers(model: QuantizedModel, grids: str | None = None) -> None:
 
     ``follow``: in training mode the grids of activations follow the moving average of their ranges
     (a model that was only prepared needs no calibration then), those of weights the weights' own
-    ranges. ``learn``: scales are parameters from now on, so call this before the optimizer or
-    ``DistributedDataParallel`` is made. ``fixed``: all stay.
+    ranges; with ``calibrator: minmax`` ranges of activations only ever widen. ``learn``: scales are
+    parameters from now on, so call this before the optimizer or ``DistributedDataParallel`` is
+    made. ``fixed``: all stay.
 
     Args:
         model: as ``quantize`` or ``prepare`` makes it.
@@ -28,7 +29,7 @@ def train_quantizers(model: QuantizedModel, grids: str | None = None) -> None:
 
     Raises:
         RecipeError: grids are to follow a calibrator that searches a histogram, at each step.
-        DataError: grids are to learn that were never calibrated.
+        DataError: grids are to learn, or to stay, that were never calibrated.
 
     Example:
         >>> import quantkit, torch
@@ -43,6 +44,7 @@ def train_quantizers(model: QuantizedModel, grids: str | None = None) -> None:
     if chosen == "learn":
         for quantizer in quantizers.values():
             quantizer.learn()
+            quantizer.quantize_values()
     elif chosen == "follow":
         require_quick(model)
         for quantizer in quantizers.values():
@@ -50,7 +52,10 @@ def train_quantizers(model: QuantizedModel, grids: str | None = None) -> None:
             quantizer.observe()
             quantizer.quantize_values()
     elif chosen == "fixed":
-        freeze_observers(model)
+        for quantizer in quantizers.values():
+            _ = quantizer.qparams  # there is one
+            quantizer.observe(False)
+            quantizer.quantize_values()
     else:
         raise RecipeError(f"grids {chosen!r} is not allowed; choose follow, learn or fixed")
 

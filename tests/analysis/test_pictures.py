@@ -189,6 +189,7 @@ def test_without_matplotlib_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatc
         picture(*pair)
 
 
-def test_drawing_leaves_no_state_of_pyplot() -> None:
+def test_drawing_leaves_no_state_of_pyplot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # of other tests
     picture(*observed(normal(100)))
     assert "matplotlib.pyplot" not in sys.modules

@@ -150,10 +150,12 @@ def test_weight_only_and_activation_only_train_by_the_scheme_alone(left_out: str
     model = quantized(recipe.model_copy(update={"scheme": scheme, "overrides": ()}))
     kept = {members[0].role for members in model.plan.grids.values()}
     assert kept == {"activation" if left_out == "weights" else "weight"}
-    before = fidelity(model)
-    result = finetune(model, data(), choice=QUICK.model_copy(update={"epochs": 6}))
+    before = {name: q.qparams.scale for name, q in model.quantizers.items()}
+    choice = QUICK.model_copy(update={"epochs": 6, "learning_rate": 1e-4})
+    result = finetune(model, data(), choice=choice)
     assert result.epochs[-1].loss < result.epochs[0].loss
-    assert fidelity(model) > before
+    for name, quantizer in model.quantizers.items():
+        assert not torch.equal(quantizer.qparams.scale, before[name])
 
 
 def test_bfloat16_and_clipped_gradients_train() -> None:
@@ -235,6 +237,33 @@ def test_each_epoch_is_told() -> None:
     assert tuple(told) == result.epochs
     assert [e.number for e in told] == [1, 2, 3]
     assert all(math.isfinite(e.loss) and e.metric is None and e.seconds > 0 for e in told)
+
+
+def test_a_metric_that_is_nan_is_worse_than_any() -> None:
+    values = iter([math.nan, 1.0, math.nan, 0.5])
+    result = finetune(quantized(), data(), evaluate=lambda _: next(values), choice=QUICK)
+    assert result.best.number == 1
+
+
+def test_whatever_ends_a_run_the_best_weights_are_kept_and_the_model_is_settled() -> None:
+    model = quantized("int8_qat")
+    before = model(images(7))
+
+    class Broken:
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Iterator[Tensor]:
+            yield images(1)[:16]
+            yield torch.zeros(4, 3, 8, 8, 8)
+
+    ruin = TrainingChoice(epochs=1, learning_rate=1e3, warm_up=0.0)
+    with pytest.raises(DataError, match="batch 1"):
+        finetune(model, Broken(), choice=ruin)
+    assert not model.training
+    assert not any(q.learning or q.observing for q in model.quantizers.values())
+    assert all(p.grad is None for p in model.parameters())
+    assert numerics.sqnr(before, model(images(7))) > 60.0
 
 
 # --- resume ---------------------------------------------------------------------------------------
@@ -389,6 +418,45 @@ def test_a_gradient_that_is_not_finite_is_told_before_it_reaches_the_weights() -
 def test_data_that_cannot_serve_are_refused(train: Any, error: Any, match: str) -> None:
     with pytest.raises(error, match=match):
         finetune(quantized(), train, choice=QUICK)
+
+
+def test_a_teacher_of_other_outputs_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"outputs have the shapes \(16, 16\), the teacher's"):
+        finetune(quantized(), data(), teacher=nn.Flatten(), choice=QUICK)
+
+
+def test_outputs_that_are_no_logits_need_a_loss_for_such() -> None:
+    net = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+    batches = [torch.randn(8, 32) for _ in range(2)]
+    model = quantkit.quantize(net, "int8_qat", calibration=batches)
+    with pytest.raises(RecipeError, match=r"no logits of several classes.*teacher_loss: mse"):
+        finetune(model, batches, choice=TrainingChoice(epochs=1))
+
+
+@pytest.mark.parametrize("kind", ["kl", "mse"])
+def test_logits_that_the_model_masks_do_not_count(kind: Any) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(32, 32)
+            self.register_buffer("mask", torch.arange(32) % 4 == 0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.fc(x).masked_fill(self.get_buffer("mask"), -torch.inf)
+            return out
+
+    batches = [torch.randn(16, 32) for _ in range(2)]
+    model = quantkit.quantize(Masked(), "w4a8_qat", calibration=batches)
+    choice = TrainingChoice(epochs=5, teacher_loss=kind)
+    result = finetune(model, batches, choice=choice)
+    assert math.isfinite(result.best.loss)
+
+
+def test_a_model_of_which_nothing_may_train_is_refused() -> None:
+    model = quantized()
+    model.requires_grad_(False)
+    with pytest.raises(RecipeError, match="every parameter is frozen"):
+        finetune(model, data(), choice=QUICK.model_copy(update={"grids": "fixed"}))
 
 
 def test_data_of_unknown_length_are_refused() -> None:

@@ -104,7 +104,7 @@ def test_observers_and_batch_norm_freeze_at_their_part_of_the_optimizer_steps(
 ) -> None:
     record = Record()
     net = Net(model=quantized(freeze_observers=0.75, freeze_batch_norm=0.5))
-    run = trainer(tmp_path, QuantizationCallback(), record, accumulate_grad_batches=2)
+    run = trainer(tmp_path, QuantizationCallback("follow"), record, accumulate_grad_batches=2)
     run.fit(net, batches(8))
     assert run.global_step == 4
     assert record.seen == [(True, False)] * 4 + [(True, True)] * 2 + [(False, True)] * 2

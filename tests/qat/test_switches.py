@@ -135,16 +135,40 @@ def test_grids_of_weights_are_those_of_the_weights_of_the_moment() -> None:
     torch.testing.assert_close(model.quantizers["fc.weight"].qparams.scale, 3.0 * before)
 
 
+@pytest.mark.parametrize("passes", ["fold_batchnorm", "keep_batchnorm"])
+def test_grids_that_follow_may_see_another_batch_before_the_backward_pass(passes: str) -> None:
+    """As contrastive losses do, and grids that several tensors share."""
+    model = quantized(recipe("int8_qat", passes=(passes,))).train()
+    train_quantizers(model, "follow")
+    if passes == "keep_batchnorm":
+        freeze_batch_norm(model)
+    once = model(batch(1)[0])
+    twice = model(batch(2)[0] * 3)
+    with torch.no_grad():
+        model(batch(3)[0] * 9)
+    (once - twice).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("grids", ["learn", "fixed"])
+def test_quantizers_that_were_off_are_on_once_training_begins(grids: str) -> None:
+    model = quantized()
+    model.simulate(False)
+    train_quantizers(model, grids)
+    assert all(q.quantizing for q in model.quantizers.values())
+
+
 def test_what_follows_may_not_search_a_histogram_at_each_step() -> None:
     with pytest.raises(RecipeError, match=r"int8_ptq: .*searches a histogram.*grids: learn"):
         train_quantizers(quantized("int8_ptq"), "follow")
 
 
-def test_grids_of_nothing_cannot_learn() -> None:
+@pytest.mark.parametrize("grids", ["learn", "fixed"])
+def test_grids_of_nothing_can_neither_learn_nor_stay(grids: str) -> None:
     net = small_models.resnet()
     model = quantkit.prepare(net, "int8_ptq", example_inputs=net.example_inputs)
     with pytest.raises(DataError, match="has no grid: it was never calibrated"):
-        train_quantizers(model, "learn")
+        train_quantizers(model, grids)
 
 
 def test_a_misspelt_way_is_refused() -> None:
@@ -320,6 +344,28 @@ def test_it_trains_compiled_as_it_does_not(grids: str) -> None:
         torch.testing.assert_close(
             quantizer.qparams.scale, eager.quantizers[name].qparams.scale, rtol=1e-3, atol=1e-6
         )
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_batch_norm_that_is_kept_compiles_once_it_is_frozen() -> None:
+    torch.compiler.reset()
+    model = kept().train()
+    x, _ = batch(3)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="Observed exception"):
+        compiled(x)
+    torch.compiler.reset()
+    eager = copy.deepcopy(model)
+    loose = torch.compile(model, backend="aot_eager")
+    for module in (loose, eager):
+        module(x).square().sum().backward()
+    for mine, theirs in zip(model.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    freeze_batch_norm(model)
+    torch.compiler.reset()
+    assert torch.compile(model, backend="aot_eager", fullgraph=True)(x).shape == (16, 16)
 
 
 def test_a_deep_copy_trains_by_itself() -> None:

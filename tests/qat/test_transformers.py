@@ -100,7 +100,9 @@ def test_observers_and_batch_norm_freeze_at_their_part_of_the_optimizer_steps(
 ) -> None:
     record = Record()
     net = Net(model=quantized(freeze_observers=0.75, freeze_batch_norm=0.5))
-    run = trainer(tmp_path, net, QuantizationCallback(), record, gradient_accumulation_steps=2)
+    run = trainer(
+        tmp_path, net, QuantizationCallback("follow"), record, gradient_accumulation_steps=2
+    )
     run.train()
     assert run.state.global_step == 4
     assert record.seen == [(True, False), (True, False), (True, True), (False, True)]
