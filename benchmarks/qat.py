@@ -1,8 +1,8 @@
 """``python -m benchmarks.qat``: what training a quantized model costs, and what it brings.
 
-``--part`` runs one of its three parts: ``step`` (the time of a training step beside float and
-torch.ao), ``accuracy`` (ResNet-20 on 3,000 images) and ``lite0`` (EfficientNet-Lite0 on 128
-unlabelled ones).
+``--part`` runs one of its parts: ``step`` (the time of a training step beside float and torch.ao),
+``accuracy`` (ResNet-20 on 3,000 images), ``choices`` (the same, with this or that left out) and
+``lite0`` (EfficientNet-Lite0 on 128 unlabelled images).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from quantkit import numerics, plugins
 from quantkit.qat.finetuning import Epoch
 
 RESULTS = Path(__file__).parent / "results" / "qat.json"
-PARTS = ("step", "accuracy", "lite0")
+PARTS = ("step", "accuracy", "choices", "lite0")
 STAGES = ("layer1", "layer2", "layer3")
 RECIPES = ("int8_qat", "w4a8_qat", "w4a4_qat")
 
@@ -81,6 +81,8 @@ def main() -> None:
             results["step"] = step_times()
         elif part == "lite0":
             results["lite0"] = lite0()
+        elif part == "choices":
+            results["choices"] = choices()
         else:
             rows = results.setdefault("accuracy", {})
             for recipe in options.recipe or RECIPES:
@@ -196,6 +198,48 @@ def accuracy(recipe: str) -> dict[str, Any]:
             quantkit.export_onnx(qmodel, engine, form="tensorrt")
             row["coverage"] = spine.coverage(engine)
     return row
+
+
+#: What is changed of ``w4a8_qat``: of its recipe, of its training, and in the call.
+CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "as the recipe has it": ({}, {}, {}),
+    "grids follow, observers frozen after a half": (
+        {"calibrator": {"name": "moving_average", "settings": {"momentum": 0.05}}},
+        {"grids": "follow"}, {},
+    ),
+    "grids fixed as calibrated": ({}, {"grids": "fixed"}, {}),
+    "batch-norm kept, frozen from the start": ({"passes": ("keep_batchnorm",)}, {}, {}),
+    "batch-norm kept, frozen after a half": (
+        {"passes": ("keep_batchnorm",)}, {"freeze_batch_norm": 0.5}, {},
+    ),
+    "no features, outputs alone": ({}, {}, {"features": ()}),
+    "500 images in place of 3,000": ({}, {"epochs": 36}, {"images": 500}),
+}  # fmt: skip
+
+
+def choices(epochs: int = 6) -> dict[str, Any]:
+    """``w4a8_qat`` on ResNet-20 for few epochs, with one thing changed at a time."""
+    images = torch.cat([x for (x,), _ in RESNET20_IMAGES.read("cifar10_train_3k.parquet", 500)])
+    module = RESNET20.load()
+    base = quantkit.read_recipe(plugins.recipe_path("w4a8_qat"))
+    found: dict[str, Any] = {}
+    for name, (of_recipe, of_training, call) in CHOICES.items():
+        torch.manual_seed(0)
+        changed = {**base.model_dump(exclude={"name"}), **of_recipe, "name": base.name}
+        recipe = quantkit.Recipe.model_validate(changed)
+        qmodel = spine.quantized(RESNET20, recipe, module)
+        choice = recipe.training.model_copy(update={"epochs": epochs, **of_training})
+        before = _points(RESNET20, module, qmodel)
+        tuned = quantkit.finetune(
+            qmodel, Augmented(images[: call.get("images", len(images))], 128), choice=choice,
+            features=call.get("features", STAGES), on_epoch=lambda e, n=name: _tell(n, e),
+        )  # fmt: skip
+        seconds = sum(epoch.seconds for epoch in tuned.epochs)
+        found[name] = {
+            "before": before, "after": _points(RESNET20, module, qmodel), "seconds": seconds,
+            "epochs": choice.epochs,
+        }  # fmt: skip
+    return found
 
 
 def lite0(epochs: int = 6, learning_rate: float = 1e-4) -> dict[str, Any]:

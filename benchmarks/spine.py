@@ -20,6 +20,7 @@ from benchmarks.zoo import MINILM, RESNET20, BenchModel, tokenize
 from quantkit import numerics
 from quantkit.model import QuantizedModel
 from quantkit.onnx.export import export_onnx
+from quantkit.recipe import Recipe
 from quantkit.targets.onnxruntime import OnnxRuntime, latency, medians
 from quantkit.targets.tensorrt_rtx import TensorRTRTX
 
@@ -28,7 +29,9 @@ CALIBRATION_BATCH = 32
 BATCH = 50
 
 
-def quantized(model: BenchModel, recipe: str, float_model: torch.nn.Module) -> QuantizedModel:
+def quantized(
+    model: BenchModel, recipe: str | Recipe, float_model: torch.nn.Module
+) -> QuantizedModel:
     """The model under a recipe, calibrated on its calibration set."""
     return quantkit.quantize(
         float_model,
