@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import qat_models
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def data() -> list[Tensor]:
 
 
 def quantized(recipe: str | Recipe = "w4a8_qat") -> QuantizedModel:
-    return quantkit.quantize(small_models.resnet(), recipe, calibration=data())
+    return qat_models.quantized(recipe)
 
 
 def fidelity(model: nn.Module) -> float:

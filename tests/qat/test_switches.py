@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from qat_models import quantized
 from torch import Tensor, nn
 
 import quantkit
@@ -34,11 +35,6 @@ compiles = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Depre
 
 def recipe(name: str, **changes: Any) -> Recipe:
     return _find_recipe(name).model_copy(update=changes)
-
-
-def quantized(chosen: str | Recipe = "int8_qat") -> QuantizedModel:
-    model = small_models.resnet()
-    return quantkit.quantize(model, chosen, calibration=[model.inputs(16)])
 
 
 def batch(seed: int = 1) -> tuple[Tensor, Tensor]:
