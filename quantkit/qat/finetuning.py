@@ -112,7 +112,7 @@ def finetune(
         tensorboard: a folder for TensorBoard's events.
         on_epoch: called after each epoch, and before the first where there is a metric.
 
-    However it ends, the model is settled and has the best weights so far.
+    However training ends, the model is settled and has the best weights so far.
 
     Raises:
         TrainingError: the loss is NaN or infinite; the message names the layer.
@@ -180,14 +180,14 @@ class _Run:
         schedule = Schedule(model, steps, self.choice)
         state = {"optimizer": optimizer, "scheduler": scheduler}
         self.best_state = snapshots.copy_of(model.state_dict())
-        if resume and self.checkpoint is not None and self.checkpoint.exists():
-            self._resume(self.checkpoint, state, schedule)
-            reporter.resume(schedule.done)
-            for epoch in self.history:
-                reporter.epoch(epoch)
-        elif self.evaluate is not None:
-            self._note(self._measured(0, math.nan, 0.0, time.perf_counter()), reporter)
         try:
+            if resume and self.checkpoint is not None and self.checkpoint.exists():
+                self._resume(self.checkpoint, state, schedule)
+                reporter.resume(schedule.done)
+                for epoch in self.history:
+                    reporter.epoch(epoch)
+            elif self.evaluate is not None:
+                self._note(self._measured(0, math.nan, 0.0, time.perf_counter()), reporter)
             for number in range(
                 1 + len([e for e in self.history if e.number]), 1 + self.choice.epochs
             ):

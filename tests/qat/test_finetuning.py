@@ -267,6 +267,16 @@ def test_whatever_ends_a_run_the_best_weights_are_kept_and_the_model_is_settled(
     assert numerics.sqnr(before, model(images(7))) > 60.0
 
 
+def test_a_metric_that_fails_before_training_leaves_a_settled_model() -> None:
+    def broken(_: nn.Module) -> float:
+        raise KilledError
+
+    model = quantized()
+    with pytest.raises(KilledError):
+        finetune(model, data(), evaluate=broken, choice=QUICK)
+    assert not any(q.learning or q.observing for q in model.quantizers.values())
+
+
 # --- resume ---------------------------------------------------------------------------------------
 
 
