@@ -54,7 +54,7 @@ class Feed:
         device = next(self._model.parameters()).device
         names = captured.input_names[: len(captured.args)]
         for index, batch in enumerate(self.data):
-            inputs, target = _parted(batch, index, labelled=self._labelled)
+            inputs, target = self._parted(batch, index)
             ((args, kwargs),) = batches.as_batches([inputs], first=index)
             args, kwargs = batches.bind_inputs(args, kwargs, names)
             batches.check_batch(
@@ -63,6 +63,12 @@ class Feed:
             )  # fmt: skip
             moved = tuple(x.to(device) for x in args), {k: x.to(device) for k, x in kwargs.items()}
             yield *moved, target.to(device) if isinstance(target, Tensor) else target
+
+    def _parted(self, batch: object, index: int) -> tuple[Any, Any]:
+        if self._labelled:
+            instead = "leave loss out to learn from the float model alone"
+            return parted(batch, index, reader="loss", instead=instead)
+        return (batch.inputs if isinstance(batch, Batch) else batch), None
 
 
 def _length(data: Iterable[Any]) -> int:
@@ -79,17 +85,28 @@ def _length(data: Iterable[Any]) -> int:
     return int(count)
 
 
-def _parted(batch: object, index: int, *, labelled: bool) -> tuple[Any, Any]:
-    """A batch as inputs and targets."""
+def parted(batch: object, index: int, *, reader: str, instead: str) -> tuple[Any, Any]:
+    """A batch as inputs and targets.
+
+    Args:
+        batch: a pair, or a `Batch` that has labels.
+        index: its number, for messages.
+        reader: what needs the targets.
+        instead: the way out for who has none.
+
+    Raises:
+        DataError: it has no targets.
+    """
     if isinstance(batch, Batch):
-        if labelled and batch.labels is None:
-            raise DataError(f"batch {index} has no labels, which loss needs; set label in the data")
+        if batch.labels is None:
+            raise DataError(
+                f"batch {index} has no labels, which {reader} needs; set label in the data, or "
+                f"{instead}"
+            )
         return batch.inputs, batch.labels
-    if not labelled:
-        return batch, None
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise DataError(
             f"batch {index} is a {type(batch).__name__}, not a pair of inputs and targets, which "
-            "loss needs; give pairs, or leave loss out to learn from the float model alone"
+            f"{reader} needs; give pairs, or {instead}"
         )
     return batch[0], batch[1]

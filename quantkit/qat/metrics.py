@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from quantkit import batches
-from quantkit.data import Batch, DataSpec
+from quantkit.data import DataSpec
 from quantkit.errors import DataError
 from quantkit.model import QuantizedModel
+from quantkit.qat.feeding import parted
 
 
 def accuracy(data: Iterable[Any]) -> Callable[[nn.Module], float]:
@@ -132,7 +133,10 @@ def _results(
     empty = True
     for index, batch in enumerate(data):
         empty = False
-        inputs, labels = _parted(batch, index) if labelled else (batch, None)
+        inputs, labels = batch, None
+        if labelled:
+            instead = "measure fidelity, which needs no labels"
+            inputs, labels = parted(batch, index, reader="accuracy", instead=instead)
         args, kwargs = _call(model, inputs, index)
         named = {name: x.to(device) for name, x in kwargs.items()}
         yield (args, kwargs), model(*(x.to(device) for x in args), **named), labels
@@ -165,19 +169,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(modes[model])  # a QuantizedModel switches its graph as well
         for part, training in modes.items():
             part.training = training
-
-
-def _parted(batch: object, index: int) -> tuple[Any, Any]:
-    if isinstance(batch, Batch):
-        if batch.labels is None:
-            raise DataError(f"batch {index} has no labels; set label in the data")
-        return batch.inputs, batch.labels
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        raise DataError(
-            f"batch {index} is a {type(batch).__name__}, not a pair of inputs and labels; give "
-            "pairs, or measure fidelity, which needs no labels"
-        )
-    return batch[0], batch[1]
 
 
 def _logits_and_classes(output: Any, labels: Any, where: str) -> tuple[Tensor, Tensor]:

@@ -255,7 +255,7 @@ def test_batches_without_labels_are_refused(tmp_path: Path) -> None:
         accuracy(data())(net())
     np.savez(tmp_path / "x.npz", input=rows().numpy())
     spec = DataSpec.model_validate({"source": str(tmp_path / "x.npz"), "inputs": {"input": {}}})
-    with pytest.raises(DataError, match="batch 0 has no labels; set label"):
+    with pytest.raises(DataError, match="batch 0 has no labels, which accuracy needs; set label"):
         accuracy(spec)(net())
 
 
