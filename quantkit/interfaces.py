@@ -144,6 +144,9 @@ class Rounding(ABC):
 #: with zero-point 128, the same grid, about twice as fast.
 ExportForm = Literal["tensorrt", "onnxruntime"]
 
+#: The file that a target reads: ONNX with Q/DQ, or a program of ``torch.export`` with Q/DQ in it.
+ModelFormat = Literal["onnx", "pt2"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCoverage:
@@ -212,8 +215,13 @@ class Target(ABC):
 
     @property
     @abstractmethod
+    def reads(self) -> ModelFormat:
+        """Which files it inspects, builds and runs."""
+
+    @property
+    @abstractmethod
     def form(self) -> ExportForm:
-        """How ONNX files for this target are written."""
+        """How Q/DQ for this target is written."""
 
     @abstractmethod
     def refusals(self, schemes: Iterable[Scheme]) -> list[Finding]:
@@ -221,7 +229,7 @@ class Target(ABC):
 
     @abstractmethod
     def inspect(self, model: Path) -> Inspection:
-        """What it would run of an ONNX file and how; never raises for what the file contains."""
+        """What it would run of a file and how; never raises for what the file contains."""
 
     @abstractmethod
     def build(self, model: Path, output: Path) -> Inspection:

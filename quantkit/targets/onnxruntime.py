@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from quantkit.errors import MissingDependencyError, ModelFileError, TargetError
 from quantkit.hardware import named_cpu, weight_bits
-from quantkit.interfaces import ExportForm, Finding, Inspection, Severity, Target
+from quantkit.interfaces import ExportForm, Finding, Inspection, ModelFormat, Severity, Target
 from quantkit.spec import Scheme
 from quantkit.targets._onnxruntime_findings import coverage, findings, refused
 from quantkit.targets._onnxruntime_graph import Wiring, label, layers
@@ -55,6 +55,11 @@ class OnnxRuntime(Target):
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be 1 or more, got {self.threads}; or leave it out")
         named_cpu(self.cpu)
+
+    @property
+    def reads(self) -> ModelFormat:
+        """ONNX."""
+        return "onnx"
 
     @property
     def form(self) -> ExportForm:

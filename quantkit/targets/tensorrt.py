@@ -16,6 +16,7 @@ from quantkit.interfaces import (
     ExportForm,
     Finding,
     Inspection,
+    ModelFormat,
     Target,
 )
 from quantkit.spec import Scheme
@@ -82,6 +83,11 @@ class TensorRT(Target):
                 raise ValueError(f"{' and '.join(given)} given, and no calibrator; name one")
         elif self.data is None and self.cache is None:
             raise ValueError("a calibrator needs data, or a cache that was made from it")
+
+    @property
+    def reads(self) -> ModelFormat:
+        """ONNX."""
+        return "onnx"
 
     @property
     def form(self) -> ExportForm:

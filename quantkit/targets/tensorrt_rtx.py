@@ -16,6 +16,7 @@ from quantkit.interfaces import (
     Finding,
     Inspection,
     LayerCoverage,
+    ModelFormat,
     Severity,
     Target,
 )
@@ -71,6 +72,11 @@ class TensorRTRTX(Target):
         if self.timeout_s <= 0:
             raise ValueError(f"timeout_s must be more than 0, got {self.timeout_s}")
         check_shapes(self.shapes)
+
+    @property
+    def reads(self) -> ModelFormat:
+        """ONNX."""
+        return "onnx"
 
     @property
     def form(self) -> ExportForm:
