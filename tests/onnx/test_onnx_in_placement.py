@@ -89,7 +89,12 @@ def made(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def assert_alike(
-    model: nn.Module, args: tuple[Tensor, ...], path: Path, recipe: str | Recipe
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    path: Path,
+    recipe: str | Recipe,
+    *,
+    exported: bool = True,
 ) -> None:
     # Min-max: its range follows the data to float error, where a search may take the next of two
     # thresholds that are equally good.
@@ -101,6 +106,8 @@ def assert_alike(
     assert placement(theirs.plan, theirs.description.graph) == expected
     for name, a, b in scales(ours, theirs):
         assert torch.allclose(b, a, rtol=FLOAT_ERROR, atol=0.0), name
+    if not exported:
+        return
     first = export_onnx(ours, path.with_suffix(".ours.onnx"))
     second = export_onnx(theirs, path.with_suffix(".theirs.onnx"))
     onnx.checker.check_model(second, full_check=True)
@@ -115,11 +122,13 @@ def test_both_ways_in_quantize_the_same_tensors_with_the_same_grids(
 ) -> None:
     model, args = made(name)
     path = export_float(model, args, tmp_path / "float.onnx")
-    for recipe in ("int8_ptq", "int8_cpu"):
-        assert_alike(model, args, path, recipe)
+    assert_alike(model, args, path, "int8_ptq")
+    # What the export makes of a plan is one code for all: three models show the other form of it.
+    in_form = name in ("resnet", "inverted_residual", "encoder")
+    assert_alike(model, args, path, "int8_cpu", exported=in_form)
 
 
-@pytest.mark.parametrize("name", ["resnet", "inverted_residual", "encoder", "encoder_layer"])
+@pytest.mark.parametrize("name", ["resnet", "encoder"])
 def test_the_opset_of_the_file_changes_no_plan(name: str, tmp_path: Path) -> None:
     model, args = made(name)
     path = export_float(model, args, tmp_path / "float.onnx", 18)
