@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantkit import hardware
 from quantkit.errors import MissingDependencyError, RecipeError
 from quantkit.hardware import (
+    KINDS,
     Cpu,
+    CpuRuntime,
     compute_capability,
+    cpu_support,
+    cpus,
     detect_cpu,
     gpu_supports,
     named_cpu,
@@ -59,16 +62,16 @@ def test_the_first_processor_of_proc_cpuinfo_is_read(
 ) -> None:
     file = tmp_path / "cpuinfo"
     file.write_text(text)
-    found = hardware._parse_cpuinfo(file)
+    found = cpus.parse_cpuinfo(file)
     assert found is not None
     assert cpu is None or found == cpu
     assert weight_bits(found) == bits
 
 
 def test_where_proc_cpuinfo_is_absent_or_silent_it_tells_nothing(tmp_path: Path) -> None:
-    assert hardware._parse_cpuinfo(tmp_path / "absent") is None
+    assert cpus.parse_cpuinfo(tmp_path / "absent") is None
     (tmp_path / "empty").write_text("processor : 0\n")
-    assert hardware._parse_cpuinfo(tmp_path / "empty") is None
+    assert cpus.parse_cpuinfo(tmp_path / "empty") is None
 
 
 def test_elsewhere_py_cpuinfo_is_asked_and_its_names_made_linux_names(
@@ -78,7 +81,7 @@ def test_elsewhere_py_cpuinfo_is_asked_and_its_names_made_linux_names(
     answer = {"brand_raw": "Intel Xeon", "flags": ["avx2", "avx512vnni"]}
     module.get_cpu_info = lambda: answer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cpuinfo", module)
-    monkeypatch.setattr(hardware, "_parse_cpuinfo", lambda _: None)
+    monkeypatch.setattr(cpus, "parse_cpuinfo", lambda _: None)
     monkeypatch.setattr(platform, "machine", lambda: "AMD64")
     cpu = detect_cpu()
     assert cpu == Cpu("Intel Xeon", frozenset({"avx2", "avx512_vnni"}))
@@ -91,7 +94,7 @@ def test_apple_processors_have_the_dot_product_though_py_cpuinfo_does_not_say(
     module = types.ModuleType("cpuinfo")
     module.get_cpu_info = lambda: {"brand_raw": "Apple M2"}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cpuinfo", module)
-    monkeypatch.setattr(hardware, "_parse_cpuinfo", lambda _: None)
+    monkeypatch.setattr(cpus, "parse_cpuinfo", lambda _: None)
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     assert detect_cpu().has_vnni
@@ -101,14 +104,45 @@ def test_without_py_cpuinfo_the_error_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "cpuinfo", None)
-    monkeypatch.setattr(hardware, "_parse_cpuinfo", lambda _: None)
+    monkeypatch.setattr(cpus, "parse_cpuinfo", lambda _: None)
     with pytest.raises(MissingDependencyError, match="pip install py-cpuinfo"):
         detect_cpu()
 
 
 def test_kinds_of_processors_differ_by_vnni() -> None:
     assert [_has(n) for n in ("avx2", "avx512")] == [False, False]
-    assert [_has(n) for n in ("vnni", "avx512_vnni", "amx", "arm_dotprod")] == [True] * 4
+    exact = ("vnni", "avx512_vnni", "amx", "arm_dotprod", "arm_i8mm")
+    assert [_has(n) for n in exact] == [True] * 5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_of_processor_is_recognized_by_its_features(name: str) -> None:
+    assert Cpu("some", named_cpu(name).features | {"fpu", "sse4_2"}).kind == name
+
+
+@pytest.mark.parametrize("runtime", CpuRuntime)
+@pytest.mark.parametrize("name", KINDS)
+def test_weights_have_the_bits_that_the_sums_of_a_kind_allow(
+    name: str, runtime: CpuRuntime
+) -> None:
+    cpu = named_cpu(name)
+    found = cpu_support(cpu, runtime)
+    assert found.weight_bits == weight_bits(cpu) == (7 if found.sum_bits == 16 else 8)
+    assert ("saturate" in found.why) == (found.sum_bits == 16)
+    assert found.sources
+    assert all(text.endswith(".") for text in (found.why, found.instead))
+
+
+def test_a_processor_without_vnni_is_told_of_seven_bits_and_of_depthwise_layers() -> None:
+    found = cpu_support(named_cpu("avx2"), CpuRuntime.ONNXRUNTIME)
+    assert "Depthwise" in found.why
+    assert "int8_cpu (7-bit weights" in found.instead
+    assert "float" in found.instead
+
+
+def test_a_processor_of_no_kind_still_has_an_answer() -> None:
+    found = cpu_support(Cpu("old", frozenset({"sse2"})), CpuRuntime.ONNXRUNTIME)
+    assert (found.sum_bits, found.instruction) == (16, "no 8-bit product")
 
 
 def test_only_x86_without_vnni_needs_weights_of_seven_bits() -> None:
@@ -183,5 +217,5 @@ def test_the_reason_names_what_is_needed_what_is_there_and_what_to_use() -> None
 
 
 def test_an_unknown_format_is_answered_with_the_known() -> None:
-    with pytest.raises(RecipeError, match="no format 'int3'; there are: int8"):
+    with pytest.raises(RecipeError, match=r"no format 'int3'; there are: fp32, .*mean 'int8'"):
         gpu_supports((8, 6), "int3")

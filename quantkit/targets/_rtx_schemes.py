@@ -1,25 +1,31 @@
-"""What TensorRT-RTX makes of a scheme, known before there is a model; needs no SDK.
+"""What TensorRT makes of a scheme, known before there is a model; needs no SDK.
 
-Each rule was found by building a network of that form (TensorRT-RTX 1.7.1).
+What depends on the GPU is in ``quantkit.hardware``. Each other rule was found by building a network
+of that form (TensorRT-RTX 1.7.1).
 """
 
 from __future__ import annotations
 
+from quantkit import hardware
+from quantkit.hardware import Gpu, Runtime
 from quantkit.interfaces import Finding, Severity
 from quantkit.spec import QuantSpec, Scheme
 
 _PTQ = "use the recipe int8_ptq"
 
 
-def scheme_findings(scheme: Scheme, capability: int) -> list[Finding]:
+def scheme_findings(
+    scheme: Scheme, capability: int, runtime: Runtime = Runtime.TENSORRT_11
+) -> list[Finding]:
     """What is refused (errors) or runs in float (warnings) for a capability such as 86."""
     findings: list[Finding] = []
     for where, spec in (("weights", scheme.weights), ("activations", scheme.activations)):
         if spec is not None:
-            findings += _formats(where, spec, capability)
+            findings += _grids(where, spec)
+    findings += hardware.refusals([scheme], Gpu("", divmod(capability, 10)), runtime)
     if scheme.activations is not None:
         findings += _activations(scheme.activations)
-    return findings + _combination(scheme, capability)
+    return findings + _combination(scheme)
 
 
 def _error(code: str, where: str, why: str, fix: str) -> Finding:
@@ -30,7 +36,7 @@ def _warning(code: str, where: str, why: str, fix: str) -> Finding:
     return Finding(severity=Severity.WARNING, code=code, where=where, why=why, fix=fix)
 
 
-def _formats(where: str, spec: QuantSpec, capability: int) -> list[Finding]:
+def _grids(where: str, spec: QuantSpec) -> list[Finding]:
     findings: list[Finding] = []
     if not spec.symmetric:
         why = "TensorRT takes zero-point 0 only, and an asymmetric grid has others."
@@ -38,12 +44,6 @@ def _formats(where: str, spec: QuantSpec, capability: int) -> list[Finding]:
     if spec.dtype == "uint8":
         why = "TensorRT reads uint8 grids as int8 or refuses them."
         findings.append(_error("uint8", where, why, f"Set dtype to int8, or {_PTQ}."))
-    if spec.dtype == "fp8_e4m3" and capability < 89:
-        why = f"GPUs of compute capability {capability / 10} have no fp8; 8.9 is the first."
-        findings.append(_error("fp8-hardware", where, why, f"Set dtype to int8, or {_PTQ}."))
-    if spec.dtype == "int4" and capability < 80:
-        why = f"TensorRT-RTX has no int4 for compute capability {capability / 10}."
-        findings.append(_error("int4-hardware", where, why, f"Set dtype to int8, or {_PTQ}."))
     return findings
 
 
@@ -61,7 +61,7 @@ def _activations(spec: QuantSpec) -> list[Finding]:
     return findings
 
 
-def _combination(scheme: Scheme, capability: int) -> list[Finding]:
+def _combination(scheme: Scheme) -> list[Finding]:
     weights, activations = scheme.weights, scheme.activations
     if weights is None and activations is not None:
         why = "Quantized activations with float weights run in float: slower, and less accurate."
@@ -81,10 +81,6 @@ def _combination(scheme: Scheme, capability: int) -> list[Finding]:
     if weights.is_float != activations.is_float:
         why = f"The builder refuses {activations.dtype} activations with {weights.dtype} weights."
         findings.append(_error("mixed-formats", "weights", why, f"Use one dtype, or {_PTQ}."))
-    if capability < 80:
-        why = "TensorRT-RTX runs convolutions in float on compute capability 7.5."
-        fix = "Build for compute capability 8.0 or later."
-        findings.append(_warning("turing-convolutions", "weights", why, fix))
     return findings
 
 

@@ -44,7 +44,7 @@ def test_wrong_options_are_refused_at_birth() -> None:
         (QuantSpec(axis=1, group_size=32), INT8, "8.6", ["error group-weights-with-activations"]),
         (QuantSpec(dtype="fp8_e4m3"), INT8, "8.9", ["error mixed-formats"]),
         (QuantSpec(dtype="int4", axis=1, group_size=32), None, "7.5", ["error int4-hardware"]),
-        (QuantSpec(axis=0), INT8, "7.5", ["warning turing-convolutions"]),
+        (QuantSpec(axis=0), INT8, "7.5", ["warning int8-in-part"]),
     ],
 )
 def test_schemes_are_judged_before_any_work(
