@@ -1,36 +1,32 @@
 """Drives our calibrators as TensorRT does: in C++, through their virtual functions.
 
-Run as a program with the folder of the empty libraries and a scenario; prints what came of it as
-JSON. A process of its own: NVIDIA's module, loaded this way, is of no other use.
+A program of `real_tensorrt`: run with a scenario, it prints what came of it as JSON.
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_int32, c_size_t, c_void_p
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from fake_tensorrt import HostBuffers
 from torch import Tensor
 
-#: What the binding links to; it looks for no other symbols of TensorRT.
-LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10", "libnvinfer_plugin.so.10")
-ENTRY_POINTS = (
-    "createInferBuilder_INTERNAL",
-    "createInferRefitter_INTERNAL",
-    "createInferRuntime_INTERNAL",
-    "createNvOnnxParserRefitter_INTERNAL",
-    "createNvOnnxParser_INTERNAL",
-    "getBuilderPluginRegistry",
-    "getNvOnnxParserVersion",
-    "getPluginRegistry",
-    "initLibNvInferPlugins",
-)
+from quantkit import plugins
+from quantkit.interfaces import EngineCalibrator
+from quantkit.targets._tensorrt_calibration import Calibrating, Calibration
+from quantkit.tensorrt.calibrator import make_calibrator
+from quantkit.tensorrt.remote import Answer, RemoteFeed
+from quantkit.tensorrt.sdk import load_sdk
+
 #: A cache longer than any buffer that a copy too many or too few might hide in.
 CACHE = b"TRT-101303-EntropyCalibration2\n" + b"".join(b"t%d: 3c010a14\n" % i for i in range(999))
 
@@ -89,29 +85,42 @@ def batches() -> list[dict[str, Tensor]]:
     ]
 
 
-SHAPES = {"image: a": (2, 3, 4), "index": (2,)}
+INPUTS = [["image: a", [2, 3, 4], "FLOAT"], ["index", [2], "INT64"]]
 
 
-def make(kind: str, source: Iterator[dict[str, Tensor]] | None, **options: Any) -> tuple[Any, Any]:
-    from quantkit import plugins
-    from quantkit.interfaces import EngineCalibrator
-    from quantkit.tensorrt.calibrator import make_calibrator
-    from quantkit.tensorrt.feed import CalibrationFeed
-    from quantkit.tensorrt.sdk import load_sdk
-
-    feed = CalibrationFeed(SHAPES, source, batch_size=2, buffers=HostBuffers, **options)
+def make(
+    kind: str, data: Any, served: bytes | None = None, written: list[Any] | None = None
+) -> tuple[RemoteFeed, Calibrator]:
+    """Both ends of a calibration, joined by bytes as two processes are."""
     chosen = plugins.find("calibrators", kind, EngineCalibrator)()
-    return feed, Calibrator(make_calibrator(load_sdk(), chosen, feed))
+    kept: Any = SimpleNamespace(
+        save=lambda text, count, **facts: None if written is None else written.append((text, count))
+    )
+    calibration = Calibration(kind=chosen, data=data, cache=kept, served=served, buffers="torch")
+    ends = Calibrating(calibration, {}, "tensorrt")
+
+    def ask(what: str, **values: object) -> Answer:
+        event = json.loads(json.dumps({"what": what, **values}))
+        return Answer.read(io.BytesIO(ends.answer(event).bytes()))
+
+    told = ask("inputs", inputs=INPUTS).values
+    feed = RemoteFeed(
+        ask,
+        batch_size=told["batch_size"],
+        served=None if told["served"] is None else base64.b64decode(told["served"]),
+        buffers=HostBuffers,
+    )
+    return feed, Calibrator(make_calibrator(load_sdk().calibrator_base(chosen), feed))
 
 
 def serve() -> object:
-    feed, calibrator = make("tensorrt_entropy2", iter(batches()))
+    feed, calibrator = make("tensorrt_entropy2", batches())
     sizes = {"index": 2 * 8, "image: a": 24 * 4}
     got = []
     while (addresses := calibrator.batch(list(sizes))) is not None:
         pairs = zip(addresses, sizes.values(), strict=True)
         got.append([ctypes.string_at(address, size).hex() for address, size in pairs])
-    feed.reraise()
+    assert feed.error is None
     return {"batch_size": calibrator.batch_size(), "got": got, "after": calibrator.batch(["index"])}
 
 
@@ -120,30 +129,20 @@ def error() -> object:
         yield batches()[0]
         raise OSError("the disk is gone")
 
-    written: list[bytes] = []
-    feed, calibrator = make(
-        "tensorrt_entropy2", failing(), save=lambda text, count: written.append(text)
-    )
+    written: list[Any] = []
+    feed, calibrator = make("tensorrt_entropy2", failing(), written=written)
     served = [calibrator.batch(["index"]) is not None for _ in range(3)]
     calibrator.write_cache(CACHE)
-    try:
-        feed.reraise()
-        raised = ""
-    except OSError as caught:
-        raised = str(caught)
-    return {"served": served, "raised": raised, "written": len(written)}
+    return {"served": served, "raised": str(feed.error), "written": len(written)}
 
 
 def cache() -> object:
-    written: list[tuple[bytes, int]] = []
-    feed, calibrator = make(
-        "tensorrt_entropy2", iter(batches()), save=lambda *what: written.append(what)
-    )
+    written: list[Any] = []
+    _, calibrator = make("tensorrt_entropy2", batches(), written=written)
     none = calibrator.read_cache()
     while calibrator.batch(["index"]):
         pass
     calibrator.write_cache(CACHE)
-    feed.reraise()
     _, with_cache = make("tensorrt_entropy2", None, served=CACHE)
     return {
         "none": none,
@@ -156,7 +155,7 @@ def algorithms() -> object:
     import tensorrt
 
     kinds = ("tensorrt_entropy2", "tensorrt_minmax")
-    told = [make(kind, None)[1].algorithm() for kind in kinds]
+    told = [make(kind, None, served=CACHE)[1].algorithm() for kind in kinds]
     return [tensorrt.CalibrationAlgoType(number).name for number in told]
 
 
@@ -174,12 +173,11 @@ def build(folder: str) -> object:
     return ""
 
 
-if __name__ == "__main__":
-    _, libraries, scenario, *arguments = sys.argv
-    for name in LIBRARIES:
-        ctypes.CDLL(str(Path(libraries) / name), mode=ctypes.RTLD_GLOBAL)
-    import tensorrt_bindings
+def everything() -> object:
+    """All that needs no files, in one process: NVIDIA's module and PyTorch take long to load."""
+    return {one.__name__: one() for one in (serve, error, cache, algorithms)}
 
-    # NVIDIA's package `tensorrt` is these bindings under another name.
-    sys.modules["tensorrt"] = tensorrt_bindings
+
+if __name__ == "__main__":
+    _, scenario, *arguments = sys.argv
     print(json.dumps(globals()[scenario](*arguments)))

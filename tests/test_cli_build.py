@@ -10,9 +10,10 @@ from typing import Any
 import fake_tensorrt
 import pytest
 import torch
+from fake_tensorrt import batches_of, facts_of
 from onnx_folder import Run, fill, runner
 
-from quantkit.targets import _tensorrt_calibration
+from quantkit.targets import _tensorrt_gpu
 from quantkit.tensorrt.cache import read_cache
 
 ENTROPY = "build float.onnx -o net.engine --calibrator tensorrt_entropy2"
@@ -29,50 +30,39 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return runner(folder, monkeypatch, capsys)
 
 
-def install(monkeypatch: pytest.MonkeyPatch, version: str = "10.13.3.9") -> Any:
-    trt = fake_tensorrt.module(version)
-    monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return trt
+def install(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "10.13.3.9") -> Any:
+    return fake_tensorrt.install(monkeypatch, folder / "sdk", version)
 
 
 @pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
-    trt = install(monkeypatch)
-    trt.asked = []
-
-    def opened(kind: str) -> fake_tensorrt.HostBuffers:
-        trt.asked.append(kind)
-        return fake_tensorrt.HostBuffers()
-
-    monkeypatch.setattr(_tensorrt_calibration, "open_buffers", opened)
-    return trt
+def trt(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
+    return install(monkeypatch, folder)
 
 
 def test_a_float_file_is_calibrated_by_tensorrt_itself(trt: Any, run: Run, folder: Path) -> None:
     code, out, err = run(f"{ENTROPY} --data calib.yaml --cache float.cache")
     assert (code, err) == (0, "")
     assert "Runs on tensorrt 10.13.3" in out
-    (build,) = trt.Builder.seen
-    assert [batch["image"].shape for batch in build.batches] == [(8, 16, 8, 8)] * 4
-    assert (folder / "net.engine").read_bytes().startswith(b"engine 4 ")
+    engine = folder / "net.engine"
+    assert [b["image"].shape for b in batches_of(engine)] == [(8, 16, 8, 8)] * 4
     assert read_cache(folder / "float.cache").algorithm == "EntropyCalibration2"
-    assert trt.asked == ["torch"]
+    assert facts_of(engine)["buffers"] == ["torch"]
 
 
 def test_the_cache_serves_the_next_build_without_data(trt: Any, run: Run, folder: Path) -> None:
     assert run(f"{ENTROPY} --data calib.yaml --cache float.cache")[0] == 0
+    assert len(batches_of(folder / "net.engine")) == 4
     assert run(f"{ENTROPY} --cache float.cache")[0] == 0
-    assert [len(build.batches) for build in trt.Builder.seen] == [4, 0]
+    assert batches_of(folder / "net.engine") == []
 
 
 def test_a_cache_of_ours_serves_a_build_without_trust(trt: Any, run: Run, folder: Path) -> None:
     assert run("calibrate float.onnx --data calib.yaml --cache ours.cache")[0] == 0
     code, out, _ = run(f"{ENTROPY} --cache ours.cache --json")
     assert code == 0
-    assert [finding["code"] for finding in json.loads(out)["findings"]] == ["coverage-unknown"]
-    (build,) = trt.Builder.seen
-    assert (build.batches, build.cache) == ([], (folder / "ours.cache").read_bytes())
+    assert json.loads(out)["findings"] == []
+    facts = facts_of(folder / "net.engine")
+    assert (facts["batches"], facts["cache"]) == ([], (folder / "ours.cache").read_text())
 
 
 def test_a_cache_without_a_record_needs_trust(trt: Any, run: Run, folder: Path) -> None:
@@ -88,7 +78,7 @@ def test_the_min_max_calibrator_and_pycuda_can_be_chosen(trt: Any, run: Run, fol
     command = "build float.onnx -o net.engine --calibrator tensorrt_minmax --data calib.yaml"
     assert run(f"{command} --cache float.cache --buffers pycuda --target tensorrt")[0] == 0
     assert read_cache(folder / "float.cache").algorithm == "MinMaxCalibration"
-    assert trt.asked == ["pycuda"]
+    assert facts_of(folder / "net.engine")["buffers"] == ["pycuda"]
 
 
 def test_a_qdq_file_takes_no_calibrator(trt: Any, run: Run, folder: Path) -> None:
@@ -113,7 +103,7 @@ def test_targets_without_calibrators_name_the_qdq_way(target: str, run: Run, fol
 def test_tensorrt_11_names_the_qdq_way(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, "11.4.0.1")
+    install(monkeypatch, folder, "11.4.0.1")
     code, _, err = run(f"{ENTROPY} --data calib.yaml")
     assert code == 8
     assert "tensorrt 11.4.0 has no IInt8EntropyCalibrator2" in err
@@ -156,6 +146,61 @@ def test_without_tensorrt_the_install_command_is_told(
 )  # fmt: skip
 def test_options_that_mean_nothing_are_refused(
     options: str, exit_code: int, words: str, trt: Any, run: Run, folder: Path
+) -> None:
+    code, out, err = run(f"build float.onnx -o net.engine {options}")
+    assert (code, out, err.count("\n")) == (exit_code, "", 1)
+    assert words in err
+    assert not (folder / "net.engine").exists()
+
+
+# The options of the build itself
+
+
+def test_a_qdq_file_is_built_with_what_was_asked_for(trt: Any, run: Run, folder: Path) -> None:
+    assert run("quantize float.onnx --data calib.yaml -o net.onnx")[0] == 0
+    code, out, err = run(
+        "build net.onnx -o net.engine --target tensorrt --workspace 2GiB --timing-cache t.cache "
+        "--shape image=1,16,8,8:2,16,8,8:4,16,8,8 --layers"
+    )
+    assert (code, err) == (0, "")
+    facts = facts_of(folder / "net.engine")
+    assert facts["pools"] == {"WORKSPACE": 2 << 30}
+    assert [size[0] for size in facts["profiles"][0]["image"]] == [1, 2, 4]
+    assert (folder / "t.cache").is_file()
+    assert "int8" in out
+    assert json.loads((folder / "net.engine.json").read_text())["built_by"] == "tensorrt 10.13.3"
+
+
+def test_an_engine_comes_from_the_cache(
+    trt: Any, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tensorrt_gpu, "this_gpu", lambda: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A40")
+    assert run("quantize float.onnx --data calib.yaml -o net.onnx")[0] == 0
+    command = "build net.onnx -o net.engine --target tensorrt --engine-cache engines --json"
+    found = [[f["code"] for f in json.loads(run(command)[1])["findings"]] for _ in range(2)]
+    assert ["engine-from-cache" in codes for codes in found] == [False, True]
+    monkeypatch.setenv("QUANTKIT_STATE", str(folder / "another"))
+    trusted = json.loads(run(f"{command} --trust-engine")[1])
+    assert "engine-from-cache" in [f["code"] for f in trusted["findings"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "words"),
+    [
+        ("--workspace 1GiB", 2, "the target tensorrt_rtx takes no --workspace"),
+        ("--timing-cache t --target onnxruntime", 2, "onnxruntime takes no --timing-cache"),
+        ("--target tensorrt --workspace much", 2, "'much' is no size: write 512MiB"),
+        ("--target tensorrt --workspace 0", 2, "'0' is no size"),
+        ("--shape image", 2, "is no NAME=MIN:BEST:MAX"),
+        ("--shape image=1:2", 2, "is no NAME=MIN:BEST:MAX"),
+        ("--shape image=3:2:1", 8, "must grow from the smallest"),
+        ("--trust-engine", 2, "--trust-engine needs --engine-cache as well"),
+        ("--target tensorrt --timing-cache absent/t", 7, "cannot be written"),
+    ],
+)
+def test_options_of_a_build_that_mean_nothing_are_refused(
+    options: str, exit_code: int, words: str, run: Run, folder: Path
 ) -> None:
     code, out, err = run(f"build float.onnx -o net.engine {options}")
     assert (code, out, err.count("\n")) == (exit_code, "", 1)

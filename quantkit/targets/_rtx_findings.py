@@ -8,8 +8,8 @@ from pathlib import Path
 
 from quantkit.errors import TargetError
 from quantkit.interfaces import Finding, Severity
+from quantkit.targets._engine_process import Outcome, Refusal
 from quantkit.targets._rtx_graph import GraphReader
-from quantkit.targets._rtx_process import Outcome, Refusal
 
 _PTQ = "use the recipe int8_ptq"
 
@@ -127,6 +127,8 @@ def from_outcome(
     outcome: Outcome, reader: GraphReader, model: str, timeout_s: float
 ) -> list[Finding]:
     """The errors of one build, the parser's before the builder's."""
+    if outcome.built:  # what ended the child afterwards has cost nothing
+        return []
     findings = [_from_refusal(refusal, outcome.errors, model) for refusal in outcome.refusals]
     if outcome.ended == "timeout":
         findings.append(
@@ -140,7 +142,7 @@ def from_outcome(
         )
     elif outcome.ended is not None and not findings:
         findings.append(_crash(outcome, reader, model))
-    elif not outcome.built and not findings:
+    elif not findings:
         messages = list(dict.fromkeys(t for t in outcome.errors if not _NOISE.search(t)))
         names = [node.name for node in reader.compute_nodes]
         for text in messages or ["It gives no reason"]:

@@ -53,9 +53,9 @@ def static_findings(reader: GraphReader, refused: Collection[str]) -> list[Findi
     return findings
 
 
-def why_float(node: ComputeNode, capability: str) -> tuple[str, str]:
+def why_float(node: ComputeNode) -> tuple[str, str]:
     """Why a layer that the file wants in low precision runs in float, and what to do."""
-    for reason in (_by_operator(node, capability), _by_operands(node), _by_grids(node)):
+    for reason in (_by_operands(node), _by_grids(node)):
         if reason is not None:
             return reason
     if node.quantized_weight and node.left.dequantize is None:
@@ -71,7 +71,8 @@ def why_float(node: ComputeNode, capability: str) -> tuple[str, str]:
     )
 
 
-def _by_operator(node: ComputeNode, capability: str) -> tuple[str, str] | None:
+def by_operator(node: ComputeNode, capability: str) -> tuple[str, str] | None:
+    """Why TensorRT-RTX alone runs a layer in float, whatever its grids are, and what to do."""
     remove = "Leave the layer in float: quantizing it costs accuracy and gains nothing."
     if node.op_type == "ConvTranspose":
         return "TensorRT-RTX runs ConvTranspose in float only", remove

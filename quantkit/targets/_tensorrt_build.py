@@ -1,166 +1,171 @@
-"""Builds one TensorRT engine: the same steps with Q/DQ and with a calibrator.
-
-Runs in the process of the caller: a calibrator reads the caller's data and GPU memory.
-"""
+"""Builds with TensorRT, in a child process, and reads what came of it."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from quantkit.errors import TargetError
-from quantkit.interfaces import Finding
-from quantkit.targets._rtx_build import add_profile
-from quantkit.targets._rtx_process import Outcome, Refusal
+from quantkit import errors
+from quantkit.errors import QuantkitError, TargetError
+from quantkit.interfaces import Finding, Inspection, LayerCoverage
+from quantkit.targets import _rtx_findings, _tensorrt_findings
+from quantkit.targets._engine_coverage import coverage
+from quantkit.targets._engine_layers import UNTOLD
+from quantkit.targets._engine_process import Builder, Outcome, run_builder
+from quantkit.targets._engine_request import Request
+from quantkit.targets._engine_source import Source, read_source
+from quantkit.targets._rtx_layers import parse_layers
+from quantkit.targets._rtx_reasons import static_findings
 from quantkit.targets._shapes import Shapes
-from quantkit.targets._tensorrt_calibration import Calibration, calibrated
-from quantkit.tensorrt.sdk import Sdk
+from quantkit.targets._tensorrt_calibration import Calibrating, Calibration
+from quantkit.targets._tensorrt_gpu import device
+from quantkit.targets._tensorrt_layers import parse_information
+from quantkit.tensorrt.sdk import INSTALL, Sdk
+from quantkit.tensorrt.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to build.
+class Job:
+    """What is to be built, by what, and how long that may take.
 
     Attributes:
-        model: the ONNX file.
-        quantized: it has Q/DQ.
-        shapes: of dynamic inputs, the smallest, best and largest.
+        sdk: TensorRT, as it is installed.
+        source: the file.
+        settings: what is set for it.
+        shapes: smallest, best and largest shape of dynamic inputs.
+        timing_cache: the file of measured kernels; ``None`` to keep none.
         calibration: for a float model; ``None`` for one that is built as it is.
+        timeout_s: seconds after which a child process is stopped.
+        progress: show a progress bar, on a terminal.
     """
 
-    model: Path
-    quantized: bool
+    sdk: Sdk
+    source: Source
+    settings: Settings
     shapes: Shapes
+    timing_cache: Path | None
     calibration: Calibration | None
+    timeout_s: float
+    progress: bool
 
+    def examined(self, engine: Path | None) -> Inspection:
+        """Build into ``engine``, or only parse without one; what came of it, with its errors.
 
-@dataclass(frozen=True, kw_only=True)
-class Built:
-    """What became of it: the engine where there is one, how it went, and what to know of it."""
-
-    engine: bytes | None
-    outcome: Outcome
-    findings: tuple[Finding, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Network:
-    """A parsed network, and what must live as long as it does."""
-
-    builder: Any
-    network: Any
-    parser: Any
-    logger: Any
-    refusals: tuple[Refusal, ...]
-
-
-def parse(sdk: Sdk, model: Path) -> Outcome:
-    """What TensorRT's parser says of a file.
-
-    Raises:
-        TargetError: TensorRT does not start: there is no GPU.
-    """
-    parsed = _parse(sdk, model, calibrated=False)
-    return _outcome(parsed, built=not parsed.refusals)
-
-
-def build_engine(sdk: Sdk, request: Request) -> Built:
-    """Build an engine.
-
-    Raises:
-        TargetError: TensorRT does not start, or has no such calibrator.
-        DataError: the calibration data does not fit, as raised where it was read.
-    """
-    started = time.perf_counter()
-    calibration = request.calibration
-    parsed = _parse(sdk, request.model, calibrated=calibration is not None)
-    if parsed.refusals:
-        return Built(engine=None, outcome=_outcome(parsed, built=False))
-    config = parsed.builder.create_builder_config()
-    if sdk.needs_int8_flag(calibrated=calibration is not None, quantized=request.quantized):
-        config.set_flag(sdk.trt.BuilderFlag.INT8)
-    problem = add_profile(parsed.builder, parsed.network, config, request.shapes)
-    if problem is not None:
-        refusal = Refusal(node="", operator="", function="profile", why=problem)
-        return Built(engine=None, outcome=_outcome(parsed, built=False, refusal=refusal))
-    notes: tuple[Finding, ...] = ()
-    if calibration is None:
-        engine = parsed.builder.build_serialized_network(parsed.network, config)
-    else:
-        engine, notes = calibrated(
-            sdk, parsed.builder, parsed.network, config, calibration, request.shapes
+        Raises:
+            TargetError: TensorRT does not start, or has no such calibrator.
+            DataError: the calibration data does not fit, as raised where it was read.
+        """
+        outcome, notes = self._run(engine)
+        source, name = self.source, self.source.path.name
+        findings = _rtx_findings.from_outcome(outcome, source.reader, name, self.timeout_s)
+        findings += [*notes, *_tensorrt_findings.timing(outcome.notes)]
+        layers, told = self._layers(outcome, engine)
+        return Inspection(
+            target=self.sdk.label,
+            layers=layers,
+            findings=(*findings, *told),
+            seconds=outcome.seconds,
         )
-    seconds = time.perf_counter() - started
-    return Built(
-        engine=None if engine is None else bytes(engine),
-        outcome=_outcome(parsed, built=engine is not None, seconds=seconds),
-        findings=notes,
+
+    def _layers(
+        self, outcome: Outcome, engine: Path | None
+    ) -> tuple[tuple[LayerCoverage, ...], tuple[Finding, ...]]:
+        """How each layer runs, and what is to be known of that."""
+        source, calibrated = self.source, self.calibration is not None
+        kernels = parse_information(outcome.information) or parse_layers(outcome.layers)
+        if outcome.built and not kernels:
+            why = "it was parsed, not built" if engine is None else _untold(outcome)
+            return (), (_tensorrt_findings.not_covered(source.path, why),)
+        layers, floats = coverage(
+            source.reader, kernels, built=outcome.built, calibrated=calibrated
+        )
+        untold = sum(layer.precision == UNTOLD for layer in layers)
+        if untold:
+            why = f"of {untold} of {len(layers)} layers the engine tells no formats"
+            return layers, (*floats, _tensorrt_findings.not_covered(source.path, why))
+        return layers, floats
+
+    def _run(self, engine: Path | None) -> tuple[Outcome, tuple[Finding, ...]]:
+        calibration = None if engine is None else self.calibration
+        builder = Builder(
+            module="tensorrt",
+            title=self.sdk.label,
+            product="TensorRT",
+            install=INSTALL,
+            device=device(),
+        )
+        with self.source.named() as named:
+            request = Request(
+                model=self.source.path,
+                # A calibration cache names tensors as TensorRT reads them from the file itself.
+                proto=named if calibration is None else None,
+                engine=engine,
+                settings=self.settings,
+                shapes=self.shapes,
+                timing_cache=self.timing_cache,
+                inspected=True,
+                calibrator=None if calibration is None else calibration.calibrator,
+            )
+            run = partial(run_builder, builder, request, timeout_s=self.timeout_s)
+            notes: tuple[Finding, ...] = ()
+            if calibration is None:
+                outcome = run(progress=self.progress)
+            else:
+                outcome, notes = self._calibrated(run, calibration)
+        if not outcome.version and outcome.ended is None:
+            told = f" ({outcome.errors[0]})" if outcome.errors else ""
+            raise TargetError(
+                f"{self.sdk.label} does not start{told}: it builds only on a machine with an "
+                "NVIDIA GPU and its driver; TensorRT-RTX builds on any (--target tensorrt_rtx)"
+            )
+        return outcome, notes
+
+    def _calibrated(
+        self, run: Callable[..., Outcome], calibration: Calibration
+    ) -> tuple[Outcome, tuple[Finding, ...]]:
+        """The child asks for the data, which is read here; its own bar is that of the data."""
+        ends = Calibrating(calibration, self.shapes, self.sdk.label)
+        try:
+            outcome = run(progress=False, answer=ends.answer)
+        finally:
+            ends.close()
+        if outcome.failed is not None:
+            raise _error(*outcome.failed)
+        return outcome, ends.notes()
+
+
+def _error(kind: str, why: str) -> QuantkitError:
+    """An error of the child process: quantkit's own as it was, any other as one of the target."""
+    own = getattr(errors, kind, None)
+    if isinstance(own, type) and issubclass(own, QuantkitError):
+        return own(why)
+    return TargetError(
+        f"the data for the calibrator does not reach the GPU ({kind}: {' '.join(why.split())}); "
+        "free GPU memory, or calibrate in smaller batches"
     )
 
 
-def _parse(sdk: Sdk, model: Path, *, calibrated: bool) -> _Network:
-    trt = sdk.trt
-    logger = _logger(trt)
-    try:
-        builder = trt.Builder(logger)
-    except (TypeError, RuntimeError) as error:  # the binding of a null pointer
-        told = f" ({logger.errors[0]})" if logger.errors else ""
-        raise TargetError(
-            f"{sdk.label} does not start{told}: it builds only on a machine with an NVIDIA GPU "
-            "and its driver; TensorRT-RTX builds on any (--target tensorrt_rtx)"
-        ) from error
-    network = builder.create_network(sdk.network_flags(calibrated=calibrated))
-    parser = trt.OnnxParser(network, logger)
-    refusals: tuple[Refusal, ...] = ()
-    # By its path: external data lies beside it.
-    if not parser.parse_from_file(str(model.resolve())):
-        refusals = tuple(_refusal(parser.get_error(index)) for index in range(parser.num_errors))
-        refusals = refusals or (_EMPTY_REFUSAL,)
-    return _Network(builder, network, parser, logger, refusals)
+def accepted(model: Path, *, calibrated: bool) -> tuple[Source, tuple[Finding, ...]]:
+    """A file that nothing is known to be wrong about before it is built, and what is slow of it.
+
+    Raises:
+        ModelFileError: there is no such file.
+        TargetError: something is wrong.
+    """
+    source = read_source(model)
+    if isinstance(source, Finding):
+        _rtx_findings.refuse_errors("tensorrt", model, [source])
+    assert isinstance(source, Source)  # a finding is an error, raised above
+    known = [*_tensorrt_findings.route(source, calibrated=calibrated)]
+    known += static_findings(source.reader, ())
+    _rtx_findings.refuse_errors("tensorrt", model, known)
+    return source, tuple(known)
 
 
-_EMPTY_REFUSAL = Refusal(
-    node="", operator="", function="", why="The parser refuses it and gives no reason"
-)
-
-
-def _refusal(error: Any) -> Refusal:
-    # Parsers before TensorRT 9 do not name the node.
-    node, operator = getattr(error, "node_name", None), getattr(error, "node_operator", None)
-    return Refusal(
-        node=(node() or "") if node else "",
-        operator=(operator() or "") if operator else "",
-        function=error.func(),
-        why=error.desc(),
-    )
-
-
-def _outcome(
-    parsed: _Network, *, built: bool, seconds: float = 0.0, refusal: Refusal | None = None
-) -> Outcome:
-    return Outcome(
-        built=built,
-        refusals=parsed.refusals if refusal is None else (refusal,),
-        errors=tuple(parsed.logger.errors),
-        layers="",
-        ended=None,
-        stderr="",
-        seconds=seconds,
-    )
-
-
-def _logger(trt: Any) -> Any:
-    """A logger that keeps errors, for findings; TensorRT's own prints them."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base is known only here
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Logger()
+def _untold(outcome: Outcome) -> str:
+    """Why there is no list of kernels for an engine that was built."""
+    if outcome.ended is not None:
+        return f"the child process ended while the engine was inspected ({outcome.ended})"
+    return outcome.notes.get("not-inspected", "its inspector tells no layers")

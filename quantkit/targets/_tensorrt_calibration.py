@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from quantkit.errors import TargetError
+from quantkit.errors import DataError, TargetError
 from quantkit.interfaces import EngineCalibrator, Finding, Severity
 from quantkit.progress import track
-from quantkit.targets._rtx_build import default_profile
-from quantkit.targets._shapes import Shapes
-from quantkit.tensorrt.buffers import BufferKind, open_buffers
-from quantkit.tensorrt.calibrator import make_calibrator
+from quantkit.targets._engine_request import Calibrator
+from quantkit.targets._shapes import Shapes, default_profile
+from quantkit.tensorrt.buffers import BufferKind
 from quantkit.tensorrt.feed import CalibrationFeed
+from quantkit.tensorrt.fingerprint import Fingerprint
 from quantkit.tensorrt.record import CacheFile
+from quantkit.tensorrt.remote import Answer
 from quantkit.tensorrt.rows import NetworkInput, Row, batch_inputs, describe, rows, whole_batches
-from quantkit.tensorrt.sdk import Sdk
 
 #: What an input of each type of a network is calibrated with.
 _INPUT_TYPES = {
@@ -51,36 +53,99 @@ class Calibration:
     served: bytes | None
     buffers: BufferKind
 
+    @property
+    def calibrator(self) -> Calibrator:
+        """What the builder's process needs of it."""
+        return Calibrator(base=self.kind.base, buffers=self.buffers)
 
-def calibrated(
-    sdk: Sdk, builder: Any, network: Any, config: Any, calibration: Calibration, sizes: Shapes
-) -> tuple[Any, tuple[Finding, ...]]:
-    """The serialized network, calibrated by its builder; ``None`` where that refuses it.
+    @classmethod
+    def opened(
+        cls,
+        kind: EngineCalibrator | None,
+        model: Path,
+        data: object | None,
+        cache: Path | None,
+        *,
+        trusted: bool,
+        buffers: BufferKind,
+    ) -> Calibration | None:
+        """With the cache in a file, if it is there and was made for this model and calibrator.
 
-    Raises:
-        DataError: the data does not fit, or whatever else was raised while it was read.
+        Without a calibrator there is nothing to be served: ``None``.
+
+        Raises:
+            ModelFileError: it was made for another, and is not trusted.
+            DataError: it is not there, and there is no data.
+        """
+        if kind is None:
+            return None
+        file = None
+        if cache is not None:
+            file = CacheFile(
+                path=cache,
+                fingerprint=Fingerprint.of(model),
+                algorithm=kind.algorithm,
+                trusted=trusted,
+            )
+        served = None if file is None else file.load()
+        if data is None and served is None:
+            raise DataError(f"{cache} is not there, and no data is given; give data")
+        return cls(kind=kind, data=data, cache=file, served=served, buffers=buffers)
+
+
+class Calibrating:
+    """The data's end of one calibration; the other end is ``_engine_calibrate``.
+
+    Args:
+        calibration: the data and the cache.
+        sizes: of the engine: the best of them where the data does not tell, for a cache is there.
+        tensorrt: what calibrates, for the cache's record.
     """
-    tensors = [network.get_input(index) for index in range(network.num_inputs)]
-    inputs = [NetworkInput(t.name, tuple(t.shape), _input_type(t)) for t in tensors]
-    feed = _feed(sdk, inputs, calibration, sizes)
-    shapes = feed.shapes
-    profile = builder.create_optimization_profile()
-    dynamic = [one.name for one in inputs if min(one.shape, default=0) < 0]
-    for name in dynamic:
-        profile.set_shape(name, shapes[name], shapes[name], shapes[name])
-    if dynamic:
-        config.set_calibration_profile(profile)
-    calibrator = make_calibrator(sdk, calibration.kind, feed)
-    config.int8_calibrator = calibrator  # the builder keeps a pointer: `calibrator` outlives it
-    try:
-        engine = builder.build_serialized_network(network, config)
-    finally:
-        feed.reraise()
-    return engine, tuple(_notes(feed))
+
+    def __init__(self, calibration: Calibration, sizes: Shapes, tensorrt: str) -> None:
+        self._calibration, self._sizes, self._tensorrt = calibration, sizes, tensorrt
+        self._feed: CalibrationFeed | None = None
+
+    def answer(self, event: Mapping[str, Any]) -> Answer:
+        """What the builder's process asks for.
+
+        Raises:
+            DataError: the data does not fit, or whatever else was raised while it was read.
+            TargetError: the network has inputs that no calibrator serves.
+        """
+        if event["what"] == "inputs":
+            return self._opened(event["inputs"])
+        assert self._feed is not None  # its inputs are what it tells first
+        if event["what"] == "cache":
+            self._feed.write_cache(base64.b64decode(event["text"]))
+            return Answer()
+        return Answer(arrays=self._feed.next_batch(event["names"]) or {})
+
+    def close(self) -> None:
+        """Close the data."""
+        if self._feed is not None:
+            self._feed.close()
+
+    def notes(self) -> tuple[Finding, ...]:
+        """What is to be known of the data and the cache."""
+        return () if self._feed is None else tuple(_notes(self._feed))
+
+    def _opened(self, tensors: Sequence[Any]) -> Answer:
+        inputs = [
+            NetworkInput(name, tuple(shape), _input_type(name, kind))
+            for name, shape, kind in tensors
+        ]
+        feed = _feed(self._calibration, inputs, self._sizes, self._tensorrt)
+        self._feed = feed
+        served = None if feed.served is None else base64.b64encode(feed.served).decode()
+        return Answer({"shapes": feed.shapes, "batch_size": feed.batch_size, "served": served})
 
 
 def _feed(
-    sdk: Sdk, inputs: list[NetworkInput], calibration: Calibration, sizes: Shapes
+    calibration: Calibration,
+    inputs: list[NetworkInput],
+    sizes: Shapes,
+    tensorrt: str,
 ) -> CalibrationFeed:
     """What answers the calibrator: batches of one shape, and the cache."""
     data, cache = calibration.data, calibration.cache
@@ -101,11 +166,8 @@ def _feed(
         shapes,
         batches,
         batch_size=1 if counting is None else shapes[counting][0],
-        buffers=partial(open_buffers, calibration.buffers),
         served=calibration.served,
-        save=None
-        if cache is None
-        else partial(cache.save, tensorrt=sdk.label, data=describe(data)),
+        save=None if cache is None else partial(cache.save, tensorrt=tensorrt, data=describe(data)),
     )
 
 
@@ -148,11 +210,10 @@ def _notes(feed: CalibrationFeed) -> Iterator[Finding]:
         )
 
 
-def _input_type(tensor: Any) -> torch.dtype:
-    name = tensor.dtype.name
-    if name not in _INPUT_TYPES:
+def _input_type(name: str, kind: str) -> torch.dtype:
+    if kind not in _INPUT_TYPES:
         raise TargetError(
-            f"input {tensor.name} is {name}, which no calibrator serves; give the model inputs of "
+            f"input {name} is {kind}, which no calibrator serves; give the model inputs of "
             "float32, or of int32 or int64 for indices"
         )
-    return _INPUT_TYPES[name]
+    return _INPUT_TYPES[kind]

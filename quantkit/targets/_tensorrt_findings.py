@@ -1,65 +1,41 @@
-"""What is known of a file before TensorRT has built it, and what it does not tell afterwards."""
+"""What is known of a file before TensorRT has built it, and what a build leaves to be said."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-from quantkit.errors import ModelFileError
 from quantkit.interfaces import Finding, Severity
-from quantkit.targets import _rtx_findings, _rtx_graph
-from quantkit.targets._rtx_graph import GraphReader
+from quantkit.targets._engine_source import Source
 
 
-def read(model: Path) -> GraphReader | Finding:
-    """The graph of an ONNX file, or why there is none.
-
-    Raises:
-        ModelFileError: there is no such file.
-    """
-    if not model.is_file():
-        raise ModelFileError(f"no ONNX file {model}; export one with quantkit.export_onnx")
-    try:
-        proto, _ = _rtx_graph.load(model)
-    except DecodeError as error:
-        return _rtx_findings.unreadable(model, str(error))
-    return GraphReader(proto)
-
-
-def has_qdq(reader: GraphReader) -> bool:
-    """Whether the file says itself what is quantized."""
-    return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in reader.nodes)
-
-
-def route(reader: GraphReader, model: Path, *, calibrated: bool) -> Iterator[Finding]:
+def route(source: Source, *, calibrated: bool) -> Iterator[Finding]:
     """Whether the file is one for a calibrator, or one for none."""
-    if has_qdq(reader) and calibrated:
+    if source.has_qdq and calibrated:
         yield Finding(
             severity=Severity.ERROR,
             code="calibrator-ignored",
-            where=model.name,
+            where=source.path.name,
             why="It holds Q/DQ, and TensorRT ignores a calibrator then.",
             fix="Build it without a calibrator, or calibrate the float file it was made from.",
         )
-    if not has_qdq(reader) and not calibrated:
+    if not source.has_qdq and not calibrated:
         yield Finding(
             severity=Severity.WARNING,
             code="float-model",
-            where=model.name,
+            where=source.path.name,
             why="It holds no Q/DQ, and no calibrator is set: all of it runs in float.",
             fix="Quantize it with quantkit, or set a calibrator (before TensorRT 11).",
         )
 
 
-def not_covered(model: Path) -> Finding:
-    """That a build alone does not show what runs in INT8."""
+def not_covered(model: Path, why: str) -> Finding:
+    """That nobody tells what runs in INT8: a build alone does not show it."""
     return Finding(
         severity=Severity.INFO,
         code="coverage-unknown",
         where=model.name,
-        why="Which kernel each layer got is not read from engines of TensorRT.",
+        why=f"Which kernel each layer got is not known: {why}.",
         fix="Check it with the target tensorrt_rtx, which tells how each layer runs.",
     )
 
@@ -73,3 +49,35 @@ def not_parsed(model: Path, why: str) -> Finding:
         why=f"TensorRT has not seen it: {why}.",
         fix="Check it with the target tensorrt_rtx, which has the same parser and needs no GPU.",
     )
+
+
+def not_cached(model: Path, why: str) -> Finding:
+    """That a cache of engines was given, and this engine is not kept in it."""
+    return Finding(
+        severity=Severity.INFO,
+        code="engine-not-cached",
+        where=model.name,
+        why=f"The engine is not kept in the cache: {why}.",
+        fix="Leave engine_cache out, or give what is missing.",
+    )
+
+
+def timing(notes: Mapping[str, str]) -> Iterator[Finding]:
+    """What became of the timing cache, where it is not as it should be."""
+    if path := notes.get("timing-cache-ignored"):
+        yield Finding(
+            severity=Severity.WARNING,
+            code="timing-cache-ignored",
+            where=Path(path).name,
+            why="It holds no timings of this GPU and this version of TensorRT: it was neither used "
+            "nor changed.",
+            fix="Name another file: each GPU and each version needs its own.",
+        )
+    if why := notes.get("timing-cache-not-written"):
+        yield Finding(
+            severity=Severity.WARNING,
+            code="timing-cache-not-written",
+            where="timing cache",
+            why=f"The timings of this build were not kept: {why}.",
+            fix="Name a file in a folder that you may write to.",
+        )

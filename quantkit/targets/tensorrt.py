@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.errors import DataError, MissingDependencyError, TargetError
-from quantkit.files import replacing
-from quantkit.hardware import compute_capability
+from quantkit.errors import MissingDependencyError, TargetError
+from quantkit.hardware import compute_capability, runtime_of
 from quantkit.interfaces import (
     EngineCalibrator,
     ExportForm,
     Finding,
     Inspection,
     ModelFormat,
+    Severity,
     Target,
 )
 from quantkit.spec import Scheme
+from quantkit.targets import _tensorrt_gpu
 from quantkit.targets._shapes import Shapes, check_shapes
 from quantkit.tensorrt.buffers import BUFFER_KINDS, BufferKind
+from quantkit.tensorrt.settings import BuildOptions, HardwareCompatibility
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from quantkit.targets._engine_run import EngineRunner
+    from quantkit.targets._engine_source import Source
+    from quantkit.targets._tensorrt_build import Job
     from quantkit.targets._tensorrt_calibration import Calibration
     from quantkit.tensorrt.sdk import Sdk
 
-#: Seen with TensorRT-RTX, and not so with TensorRT, which has INT8 convolutions for Turing.
-_RTX_ONLY = frozenset({"turing-convolutions"})
 #: Where neither a GPU is named nor one is here: what no GPU has is refused still.
 _NEWEST = (12, 1)
 
@@ -40,7 +43,8 @@ class TensorRT(Target):
     """Builds engines with NVIDIA's ``tensorrt``, on the GPU that they are to run on.
 
     A file with Q/DQ is built as it is written. A float file is calibrated by TensorRT itself
-    (before version 11) where ``calibrator`` is set, and built in float where not.
+    (before version 11) where ``calibrator`` is set, and built in float where not. Every build runs
+    in a child process, which owns the GPU's memory; data for a calibrator is read in this one.
 
     Attributes:
         compute_capability: of the GPU that engines are for, such as ``8.6``, to refuse what it
@@ -57,9 +61,23 @@ class TensorRT(Target):
         trust_cache: use a cache whatever it was made for.
         buffers: who allocates GPU memory for the data: ``torch``, or ``pycuda`` in PyTorch's
             context.
+        workspace: the most GPU memory that one layer may use, in bytes; all of it by default.
+        optimization_level: from 0 (built fast) to 5 (built slowly); TensorRT's default is 3.
+        version_compatible: later versions of TensorRT may load the engine. It holds code for the
+            host then, which is allowed to run only by a target with this option.
+        hardware_compatible: other GPUs may run it: ``ampere_plus``, ``same_compute_capability``.
+        timing_cache: file of the kernels' timings: read if it is there, and written, so that
+            later builds of like layers are faster.
+        engine_cache: folder of engines: one that was built before from the same file, with the
+            same options, version and GPU, is taken from there.
+        trust_engine: load engine files that no record says were built here. Loading an engine
+            runs what is in it.
+        cuda_graph: run each shape of the inputs as one CUDA graph.
+        timeout_s: seconds after which a build is stopped, its calibration included.
+        progress: show a progress bar, on a terminal, when a build takes over two seconds.
 
     Example:
-        >>> TensorRT(shapes={"x": ((1, 3), (8, 3), (32, 3))}).form
+        >>> TensorRT(shapes={"x": ((1, 3), (8, 3), (32, 3))}, workspace=1 << 30).form
         'tensorrt'
     """
 
@@ -70,6 +88,16 @@ class TensorRT(Target):
     cache: Path | None = None
     trust_cache: bool = False
     buffers: BufferKind = "torch"
+    workspace: int | None = None
+    optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: HardwareCompatibility | None = None
+    timing_cache: Path | None = None
+    engine_cache: Path | None = None
+    trust_engine: bool = False
+    cuda_graph: bool = False
+    timeout_s: float = 3600.0
+    progress: bool = True
 
     def __post_init__(self) -> None:
         check_shapes(self.shapes)
@@ -77,12 +105,15 @@ class TensorRT(Target):
             compute_capability(self.compute_capability)
         if self.buffers not in BUFFER_KINDS:
             raise ValueError(f"buffers must be {' or '.join(BUFFER_KINDS)}, got {self.buffers!r}")
+        if self.timeout_s <= 0:
+            raise ValueError(f"timeout_s must be more than 0, got {self.timeout_s}")
         if self.calibrator is None:
             given = [name for name in ("data", "cache") if getattr(self, name) is not None]
             if given:
                 raise ValueError(f"{' and '.join(given)} given, and no calibrator; name one")
         elif self.data is None and self.cache is None:
             raise ValueError("a calibrator needs data, or a cache that was made from it")
+        _ = self._options  # raises for a value that it cannot be
 
     @property
     def reads(self) -> ModelFormat:
@@ -93,6 +124,15 @@ class TensorRT(Target):
     def form(self) -> ExportForm:
         """Symmetric int8 with zero-point 0."""
         return "tensorrt"
+
+    @property
+    def _options(self) -> BuildOptions:
+        return BuildOptions(
+            workspace=self.workspace,
+            optimization_level=self.optimization_level,
+            version_compatible=self.version_compatible,
+            hardware_compatible=self.hardware_compatible,
+        )
 
     def refusals(self, schemes: Iterable[Scheme]) -> list[Finding]:
         """What it would refuse, or quietly run in float, of these schemes.
@@ -108,117 +148,140 @@ class TensorRT(Target):
         from quantkit.targets._rtx_schemes import scheme_findings
 
         major, minor = self._capability() or _NEWEST
-        found = [f for scheme in schemes for f in scheme_findings(scheme, major * 10 + minor)]
-        return [f for f in dict.fromkeys(found) if f.code not in _RTX_ONLY]
+        runtime = runtime_of("tensorrt")
+        found = [
+            f for scheme in schemes for f in scheme_findings(scheme, major * 10 + minor, runtime)
+        ]
+        return list(dict.fromkeys(found))
 
     def inspect(self, model: Path) -> Inspection:
-        """What the linter and TensorRT's parser say of a file; nothing is built.
+        """Build a file, and tell how each layer runs; one for a calibrator is parsed alone.
 
-        Without TensorRT or a GPU the parser says nothing, which is a finding of its own.
+        Without TensorRT or a GPU only the linter speaks, which is a finding of its own.
 
         Raises:
             ModelFileError: there is no such file.
         """
         from quantkit.onnx.lint import lint
         from quantkit.targets import _tensorrt_findings
-        from quantkit.targets._rtx_findings import from_outcome
-        from quantkit.targets._tensorrt_build import parse
+        from quantkit.targets._engine_source import read_source
 
-        reader = _tensorrt_findings.read(model)
-        if isinstance(reader, Finding):
-            return Inspection(target="tensorrt", findings=(reader,))
-        findings = [
-            *_tensorrt_findings.route(reader, model, calibrated=self.calibrator is not None),
-            *lint(model, "tensorrt"),
-        ]
+        source = read_source(model)
+        if isinstance(source, Finding):
+            return Inspection(target="tensorrt", findings=(source,))
+        calibrated = self.calibrator is not None
+        known = [*_tensorrt_findings.route(source, calibrated=calibrated)]
+        known += lint(model, "tensorrt")
         label = "tensorrt"
         try:
             sdk = self._sdk()
             label = sdk.label
-            told = from_outcome(parse(sdk, model), reader, model.name, 0.0)
-            refused = {finding.where for finding in told}
-            findings = [*told, *(f for f in findings if f.where not in refused)]
-            findings.append(_tensorrt_findings.not_covered(model))
+            with tempfile.TemporaryDirectory() as folder:
+                engine = None if calibrated else Path(folder) / "engine"
+                inspection = self._job(sdk, source).examined(engine)
         except (MissingDependencyError, TargetError) as error:
-            findings.append(_tensorrt_findings.not_parsed(model, str(error)))
-        return Inspection(target=label, findings=tuple(findings))
+            known.append(_tensorrt_findings.not_parsed(model, str(error)))
+            return Inspection(target=label, findings=tuple(known))
+        told = inspection.findings
+        refused = {finding.where for finding in told if finding.severity is Severity.ERROR}
+        findings = (*told, *(f for f in known if f.where not in refused))
+        return replace(inspection, findings=findings)
 
     def build(self, model: Path, output: Path) -> Inspection:
-        """Write the engine to ``output``, and the ranges that were calibrated to ``cache``.
+        """Write the engine to ``output``, its record beside it, and what else was asked for.
 
-        Both are replaced only by whole files. A cache that was made for another model is refused
-        before anything is built; an error in the data is raised after the build, and no engine
-        is written.
+        Files are replaced only by whole ones. A calibration cache that was made for another model
+        is refused before anything is built; an error in the data ends the build, and no engine is
+        written.
 
         Raises:
-            TargetError: the model is refused, there is no GPU, or this TensorRT has no calibrator.
-            ModelFileError: there is no such file, or its cache is refused.
+            TargetError: the model is refused, there is no GPU, or this TensorRT has not what is
+                asked for.
+            ModelFileError: there is no such file, or its calibration cache is refused.
             DataError: the calibration data does not fit the model.
             MissingDependencyError: TensorRT or PyCUDA is not installed.
         """
-        from quantkit.targets import _rtx_findings, _tensorrt_findings
-        from quantkit.targets._tensorrt_build import Request, build_engine
+        from quantkit.targets import _engine_files, _rtx_findings
+        from quantkit.targets._tensorrt_build import accepted
+        from quantkit.targets._tensorrt_calibration import Calibration
+        from quantkit.targets._tensorrt_order import order
 
-        if not output.parent.is_dir():
-            raise TargetError(f"cannot write {output}: its folder does not exist; make it first")
-        reader = _tensorrt_findings.read(model)
-        route = (
-            [reader]
-            if isinstance(reader, Finding)
-            else list(
-                _tensorrt_findings.route(reader, model, calibrated=self.calibrator is not None)
-            )
+        for file in (output, self.timing_cache):
+            _engine_files.require_folder(file)
+        source, known = accepted(model, calibrated=self.calibrator is not None)
+        calibration = Calibration.opened(
+            self.calibrator,
+            model,
+            self.data,
+            self.cache,
+            trusted=self.trust_cache,
+            buffers=self.buffers,
         )
-        _rtx_findings.refuse_errors("tensorrt", model, route)
-        assert not isinstance(reader, Finding)  # an unreadable file is an error, refused above
-        calibration = self._calibration(model)
-        sdk = self._sdk()
-        request = Request(
-            model=model,
-            quantized=_tensorrt_findings.has_qdq(reader),
-            shapes=self.shapes or {},
-            calibration=calibration,
-        )
-        built = build_engine(sdk, request)
-        errors = _rtx_findings.from_outcome(built.outcome, reader, model.name, 0.0)
-        _rtx_findings.refuse_errors(sdk.label, model, errors)
-        assert built.engine is not None  # no engine is an error, refused above
-        with replacing(output) as temporary:
-            temporary.write_bytes(built.engine)
-        return Inspection(
-            target=sdk.label,
-            findings=(*route, *built.findings, _tensorrt_findings.not_covered(model)),
-            seconds=built.outcome.seconds,
-        )
+        job = self._job(self._sdk(), source, calibration)
+
+        def make(engine: Path) -> tuple[Inspection, str]:
+            inspection = job.examined(engine)
+            _rtx_findings.refuse_errors(job.sdk.label, model, inspection.findings)
+            return inspection, job.sdk.label
+
+        wanted, notes = order(job, output, self.engine_cache, trusted=self.trust_engine)
+        built = _engine_files.deliver(wanted, make)
+        return replace(built, findings=(*known, *built.findings, *notes))
 
     def run(
         self, model: Path, batches: Sequence[Mapping[str, np.ndarray]]
     ) -> list[list[np.ndarray]]:
-        """The outputs of an ONNX file, which is built first, for each batch.
+        """The outputs of an ONNX file (built first) or of an engine file, for each batch.
 
-        An engine file is not taken: loading one runs what is in it, whoever made it.
+        This needs an NVIDIA GPU; its code has not been run on one yet.
 
         Raises:
-            TargetError: there is no GPU, or the model or a batch do not fit.
+            TargetError: there is no GPU, the engine was not built here and is not trusted, or the
+                model or a batch do not fit.
         """
-        import torch
+        with self.runner(model) as runner:
+            return [runner.arrays(batch) for batch in batches]
 
-        if model.suffix != ".onnx":
-            raise TargetError(
-                f"{model.name} is no ONNX file; give the file that the engine is built from: "
-                "loading an engine runs what is in it"
-            )
-        if not torch.cuda.is_available():
-            raise TargetError(
-                f"cannot run {model.name}: running a TensorRT engine needs an NVIDIA GPU, and "
-                "PyTorch sees none; the target onnxruntime runs the ONNX file on a CPU"
-            )
-        from quantkit.targets._rtx_run import run_engine
+    def runner(self, model: Path) -> EngineRunner:
+        """What runs an ONNX file (built first) or an engine file on PyTorch's CUDA tensors.
 
-        with tempfile.TemporaryDirectory() as folder:
-            engine = Path(folder) / f"{model.stem}.engine"
-            self.build(model, engine)
-            return run_engine(self._sdk().trt, engine, batches)
+        Raises:
+            TargetError: there is no GPU, or the engine was not built here and is not trusted.
+        """
+        from quantkit.targets._engine_run import EngineRunner
+        from quantkit.tensorrt.trust import read_trusted
+
+        is_engine = model.suffix != ".onnx"
+        data = read_trusted(model, trusted=self.trust_engine) if is_engine else b""
+        _tensorrt_gpu.require_gpu(model.name)
+        sdk = self._sdk()
+        if not is_engine:
+            with tempfile.TemporaryDirectory() as folder:
+                engine = Path(folder) / f"{model.stem}.engine"
+                self.build(model, engine)
+                data = engine.read_bytes()
+        return EngineRunner(
+            sdk.trt,
+            data,
+            model.name,
+            cuda_graph=self.cuda_graph,
+            host_code=self.version_compatible,
+        )
+
+    def _job(self, sdk: Sdk, source: Source, calibration: Calibration | None = None) -> Job:
+        from quantkit.targets._tensorrt_build import Job
+
+        calibrated = self.calibrator is not None
+        return Job(
+            sdk=sdk,
+            source=source,
+            settings=sdk.settings(self._options, calibrated=calibrated, quantized=source.has_qdq),
+            shapes=self.shapes or {},
+            timing_cache=self.timing_cache,
+            calibration=calibration,
+            timeout_s=self.timeout_s,
+            progress=self.progress,
+        )
 
     def _sdk(self) -> Sdk:
         """The package, if it can do what is asked for on the GPU that is here."""
@@ -227,44 +290,9 @@ class TensorRT(Target):
         sdk = load_sdk()
         if self.calibrator is not None:
             sdk.calibrator_base(self.calibrator)
-        here = _this_gpu()
-        if here is not None and self._capability() != here:
-            raise TargetError(
-                f"TensorRT builds for the GPU of this machine, of compute capability "
-                f"{here[0]}.{here[1]}, and {self.compute_capability} was asked for; build on such "
-                "a machine, or use the target tensorrt_rtx"
-            )
+        _tensorrt_gpu.require_built_here(self._capability())
         return sdk
 
     def _capability(self) -> tuple[int, int] | None:
         named = self.compute_capability
-        return _this_gpu() if named is None else compute_capability(named)
-
-    def _calibration(self, model: Path) -> Calibration | None:
-        """The calibrator's data and cache, checked before anything is built."""
-        from quantkit.targets._tensorrt_calibration import Calibration
-        from quantkit.tensorrt.fingerprint import Fingerprint
-        from quantkit.tensorrt.record import CacheFile
-
-        if self.calibrator is None:
-            return None
-        cache = None
-        if self.cache is not None:
-            cache = CacheFile(
-                path=self.cache,
-                fingerprint=Fingerprint.of(model),
-                algorithm=self.calibrator.algorithm,
-                trusted=self.trust_cache,
-            )
-        served = None if cache is None else cache.load()
-        if self.data is None and served is None:
-            raise DataError(f"{self.cache} is not there, and no data is given; give data")
-        return Calibration(
-            kind=self.calibrator, data=self.data, cache=cache, served=served, buffers=self.buffers
-        )
-
-
-def _this_gpu() -> tuple[int, int] | None:
-    import torch
-
-    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+        return _tensorrt_gpu.this_gpu() if named is None else compute_capability(named)

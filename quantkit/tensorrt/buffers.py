@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from quantkit.errors import MissingDependencyError, TargetError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 #: Who allocates: PyTorch, or PyCUDA in the context that PyTorch uses too.
@@ -19,8 +20,8 @@ class DeviceBuffers(ABC):
     """One buffer an input, filled again with each batch."""
 
     @abstractmethod
-    def put(self, name: str, values: Tensor) -> int:
-        """Copy ``values`` (contiguous, on the CPU) and return their address on the device.
+    def put(self, name: str, values: np.ndarray) -> int:
+        """Copy ``values`` (contiguous) and return their address on the device.
 
         The copy is complete on return, and stays until the next ``put`` of the same name, which
         has the same shape, or ``close``.
@@ -56,13 +57,14 @@ class TorchBuffers(DeviceBuffers):
         self._device = torch.device("cuda", torch.cuda.current_device())
         self._buffers: dict[str, Tensor] = {}
 
-    def put(self, name: str, values: Tensor) -> int:
+    def put(self, name: str, values: np.ndarray) -> int:
         """Copy to the buffer of ``name`` on the current stream, and wait for it."""
         import torch
 
+        host = torch.from_numpy(values)
         if name not in self._buffers:
-            self._buffers[name] = torch.empty(values.shape, dtype=values.dtype, device=self._device)
-        self._buffers[name].copy_(values)
+            self._buffers[name] = torch.empty(host.shape, dtype=host.dtype, device=self._device)
+        self._buffers[name].copy_(host)
         torch.cuda.current_stream(self._device).synchronize()
         return self._buffers[name].data_ptr()
 
@@ -86,14 +88,13 @@ class PyCudaBuffers(DeviceBuffers):
         self._context: Any = self._cuda.Device(index).retain_primary_context()
         self._buffers: dict[str, Any] = {}
 
-    def put(self, name: str, values: Tensor) -> int:
+    def put(self, name: str, values: np.ndarray) -> int:
         """Copy to the buffer of ``name``; this copy is synchronous."""
-        array = values.numpy()
         self._context.push()
         try:
             if name not in self._buffers:
-                self._buffers[name] = self._cuda.mem_alloc(array.nbytes)
-            self._cuda.memcpy_htod(self._buffers[name], array)
+                self._buffers[name] = self._cuda.mem_alloc(values.nbytes)
+            self._cuda.memcpy_htod(self._buffers[name], values)
         finally:
             self._cuda.Context.pop()
         return int(self._buffers[name])

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from quantkit.interfaces import EngineCalibrator
-    from quantkit.tensorrt.feed import CalibrationFeed
-    from quantkit.tensorrt.sdk import Sdk
+from typing import Any, Protocol
 
 
-def make_calibrator(sdk: Sdk, kind: EngineCalibrator, feed: CalibrationFeed) -> Any:
+class Feed(Protocol):
+    """What answers the calls of a builder; no exception leaves it.
+
+    The binding takes an exception for the end of the data, and builds with what it had.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """How many samples a batch holds."""
+
+    def next_batch(self, names: Sequence[str]) -> list[int] | None:
+        """The address on the device of each named input's next values; ``None`` at the end."""
+
+    def read_cache(self) -> bytes | None:
+        """The cache to use instead of data."""
+
+    def write_cache(self, text: bytes) -> None:
+        """Keep what was found."""
+
+
+def make_calibrator(base: Any, feed: Feed) -> Any:
     """An instance of TensorRT's own calibrator class that asks ``feed`` for everything.
 
     The class is made here, in a function, because its base is an optional package's. Nothing is
     decided in it: what can be tested without TensorRT is in the feed.
 
-    Raises:
-        TargetError: this version of TensorRT has no such class.
+    Args:
+        base: such as ``tensorrt.IInt8EntropyCalibrator2``.
+        feed: what it asks.
     """
-    base: Any = sdk.calibrator_base(kind)
 
     class FeedCalibrator(base):  # type: ignore[misc]  # the base is known only here
         def __init__(self) -> None:

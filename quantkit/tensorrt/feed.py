@@ -1,22 +1,17 @@
-"""What TensorRT's calibrator is told, and what becomes of errors on the way."""
+"""The data of one calibration, batch by batch, and its cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+
+import numpy as np
 
 from quantkit.errors import DataError
-from quantkit.tensorrt.buffers import DeviceBuffers
 from quantkit.tensorrt.rows import Row
-
-T = TypeVar("T")
 
 
 class CalibrationFeed:
-    """Answers the calls of one build; ``reraise`` after it tells what went wrong in them.
-
-    The binding takes an exception for the end of the data and goes on with what it has, so none
-    leaves these methods: it is kept, nothing more is served or written, and ``reraise`` raises it.
+    """Answers what the process that calibrates asks for: see ``quantkit.tensorrt.remote``.
 
     Args:
         shapes: of each input in every batch.
@@ -24,7 +19,6 @@ class CalibrationFeed:
             data, since a cache is to do. A short batch is not served: its samples would be read
             beyond their end, or those that fill it up counted twice.
         batch_size: how many samples a batch holds.
-        buffers: opens the memory on the device, when the first batch is asked for.
         served: the cache to begin with.
         save: writes the cache that TensorRT made, given the number of batches it took.
     """
@@ -35,7 +29,6 @@ class CalibrationFeed:
         batches: Iterator[Row] | None,
         *,
         batch_size: int,
-        buffers: Callable[[], DeviceBuffers],
         served: bytes | None = None,
         save: Callable[[bytes, int], None] | None = None,
     ) -> None:
@@ -45,50 +38,14 @@ class CalibrationFeed:
         self.served = served
         self.shapes = dict(shapes)
         self._source = batches
-        self._open = buffers
         self._save = save
-        self._buffers: DeviceBuffers | None = None
-        self._error: BaseException | None = None
 
-    def next_batch(self, names: Sequence[str]) -> list[int] | None:
-        """The address of each named input's next values; ``None`` at the end, or after an error."""
-        return self._kept(lambda: self._serve(names))
+    def next_batch(self, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+        """The next values of each named input, in that order; ``None`` at the end.
 
-    def read_cache(self) -> bytes | None:
-        """The cache to use instead of data."""
-        return None if self._error is not None else self.served
-
-    def write_cache(self, text: bytes) -> None:
-        """Keep what TensorRT found in the data; not what it was only handed back."""
-        if self._save is not None and self.batches:
-            save = self._save
-            self._kept(lambda: save(text, self.batches))
-
-    def reraise(self) -> None:
-        """Free the device's memory, and raise what a call ended with, as it was raised there."""
-        self.close()
-        if self._error is not None:
-            raise self._error
-
-    def close(self) -> None:
-        """Free the device's memory, and close the progress bar."""
-        if self._buffers is not None:
-            self._buffers.close()
-            self._buffers = None
-        close = getattr(self._source, "close", None)
-        if close is not None:
-            close()
-
-    def _kept(self, action: Callable[[], T]) -> T | None:
-        if self._error is not None:
-            return None
-        try:
-            return action()
-        except BaseException as error:  # Ctrl-C too: the binding would calibrate on with less
-            self._error = error
-            return None
-
-    def _serve(self, names: Sequence[str]) -> list[int] | None:
+        Raises:
+            DataError: the data does not fit, or whatever else was raised while it was read.
+        """
         unknown = [name for name in names if name not in self.shapes]
         if unknown or len(set(names)) != len(names):
             raise DataError(
@@ -98,13 +55,19 @@ class CalibrationFeed:
         row = self._next()
         if row is None:
             return None
-        if self._buffers is None:
-            self._buffers = self._open()
-        buffers = self._buffers
-        # TensorRT has read the last batch when it asks for the next: buffers are filled again.
-        addresses = [buffers.put(name, row[name].contiguous()) for name in names]
         self.batches += 1
-        return addresses
+        return {name: row[name].contiguous().numpy() for name in names}
+
+    def write_cache(self, text: bytes) -> None:
+        """Keep what TensorRT found in the data; not what it was only handed back."""
+        if self._save is not None and self.batches:
+            self._save(text, self.batches)
+
+    def close(self) -> None:
+        """Close the data, and its progress bar."""
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()
 
     def _next(self) -> Row | None:
         if self._source is None:

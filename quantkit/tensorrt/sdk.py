@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from quantkit.errors import MissingDependencyError, TargetError
 from quantkit.tensorrt.cache import version_number
+from quantkit.tensorrt.settings import DETAILED, BuildOptions, Settings
 
 if TYPE_CHECKING:
     from quantkit.interfaces import EngineCalibrator
@@ -51,27 +52,51 @@ class Sdk:
             raise calibrator_gone(kind, self.label)
         return base
 
-    def network_flags(self, *, calibrated: bool) -> int:
-        """The flags of ``create_network``.
+    def settings(self, options: BuildOptions, *, calibrated: bool, quantized: bool) -> Settings:
+        """What a build sets, by the names that this version has.
 
         Before TensorRT 10 a network counts its batch apart unless told not to. A network with
         Q/DQ is strongly typed where that can be chosen (from 9.1 on; 11 knows no other), so that
-        it runs as it is written; a calibrated one cannot be.
-        """
-        flags = self.trt.NetworkDefinitionCreationFlag
-        wanted = []
-        if self.version[0] < 10:
-            wanted.append(flags.EXPLICIT_BATCH)
-        if self.version[0] < 11 and not calibrated and hasattr(flags, "STRONGLY_TYPED"):
-            wanted.append(flags.STRONGLY_TYPED)
-        return sum(1 << int(flag) for flag in wanted)
+        it runs as it is written; a calibrated one cannot be. INT8 must be allowed to calibrate,
+        and where types cannot be strong; 11 has no such flag.
 
-    def needs_int8_flag(self, *, calibrated: bool, quantized: bool) -> bool:
-        """Whether INT8 must be allowed: always to calibrate, and where types cannot be strong."""
-        if calibrated:
-            return True
-        strong = hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-        return quantized and self.version[0] < 11 and not strong
+        Raises:
+            TargetError: this version does not have what is asked for.
+        """
+        major, flags = self.version[0], self.trt.NetworkDefinitionCreationFlag
+        strong = major < 11 and hasattr(flags, "STRONGLY_TYPED")
+        network = ["EXPLICIT_BATCH"] if major < 10 else []
+        network += ["STRONGLY_TYPED"] if strong and not calibrated else []
+        builder = []
+        if calibrated or (quantized and major < 11 and not strong):
+            builder.append("INT8")
+        if options.version_compatible:
+            self._require("version_compatible", "BuilderFlag", "VERSION_COMPATIBLE")
+            builder.append("VERSION_COMPATIBLE")
+        numbers: dict[str, int] = {}
+        if options.optimization_level is not None:
+            level = "builder_optimization_level"
+            self._require("optimization_level", "IBuilderConfig", level)
+            numbers[level] = options.optimization_level
+        choices = dict(DETAILED)
+        if options.hardware_compatible is not None:
+            kind, member = "HardwareCompatibilityLevel", options.hardware_compatible.upper()
+            self._require("hardware_compatible", kind, member)
+            choices["hardware_compatibility_level"] = (kind, member)
+        return Settings(
+            network_flags=tuple(network),
+            builder_flags=tuple(builder),
+            pools={} if options.workspace is None else {"WORKSPACE": options.workspace},
+            numbers=numbers,
+            choices=choices,
+        )
+
+    def _require(self, option: str, kind: str, member: str) -> None:
+        if not hasattr(getattr(self.trt, kind, None), member):
+            raise TargetError(
+                f"{self.label} has no {kind}.{member}, which {option} needs; leave {option} out, "
+                "or install a later version of tensorrt"
+            )
 
 
 def load_sdk() -> Sdk:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper
 
+from quantkit.targets._engine_process import Outcome
 from quantkit.targets._rtx_findings import from_outcome
 from quantkit.targets._rtx_graph import GraphReader
-from quantkit.targets._rtx_process import Outcome
 
 
 def model() -> onnx.ModelProto:

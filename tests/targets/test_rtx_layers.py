@@ -1,7 +1,8 @@
 """The builder's own texts: its list of kernels and its messages, stored from TensorRT-RTX 1.7.1."""
 
+from quantkit.targets._engine_layers import kernel_for, precision
 from quantkit.targets._rtx_findings import sentence
-from quantkit.targets._rtx_layers import kernel_for, parse_layers, precision
+from quantkit.targets._rtx_layers import parse_layers
 
 
 def tensor(name: str, sizes: str, datatype: str) -> str:

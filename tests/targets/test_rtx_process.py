@@ -12,7 +12,7 @@ import qdq_models as nets
 from qdq_models import save
 
 from quantkit.errors import MissingDependencyError
-from quantkit.targets import _rtx_process
+from quantkit.targets import _engine_process
 from quantkit.targets.tensorrt_rtx import TensorRTRTX
 
 needs_sdk = pytest.mark.skipif(
@@ -76,7 +76,7 @@ def test_an_interrupt_kills_the_child(
     def interrupt(self: object, event: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_rtx_process._Bar, "update", interrupt)
+    monkeypatch.setattr(_engine_process._Bar, "update", interrupt)
 
     with pytest.raises(KeyboardInterrupt):
         TensorRTRTX().inspect(save(nets.attention(), tmp_path))
@@ -96,7 +96,7 @@ class _Terminal(io.StringIO):
 def test_a_slow_build_shows_its_progress_where_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
 ) -> None:
-    monkeypatch.setattr(_rtx_process, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(_engine_process, "QUIET_SECONDS", 0.0)
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
 

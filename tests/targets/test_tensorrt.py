@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import onnx
 import pytest
 import qdq_models as nets
 import torch
+from fake_tensorrt import batches_of, facts_of
 from qdq_models import save
 
 from quantkit.calibrators.tensorrt_entropy2 import TensorRTEntropy2
 from quantkit.calibrators.tensorrt_minmax import TensorRTMinMax
+from quantkit.comparing import compare_target
 from quantkit.errors import DataError, MissingDependencyError, ModelFileError, TargetError
-from quantkit.interfaces import Severity
 from quantkit.spec import QuantSpec, Scheme
-from quantkit.targets import _tensorrt_calibration
+from quantkit.targets.onnxruntime import OnnxRuntime
 from quantkit.targets.tensorrt import TensorRT
 from quantkit.tensorrt.cache import read_cache
 from quantkit.tensorrt.fingerprint import Fingerprint
@@ -48,19 +50,15 @@ def dynamic(tmp_path: Path) -> Path:
     return save(proto, tmp_path)
 
 
-def install(monkeypatch: pytest.MonkeyPatch, version: str = "10.13.3.9") -> Any:
-    trt = fake_tensorrt.module(version)
-    monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    monkeypatch.setattr(
-        _tensorrt_calibration, "open_buffers", lambda kind: fake_tensorrt.HostBuffers()
-    )
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return trt
-
-
 @pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return install(monkeypatch)
+def sdk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Installs a version, here and for child processes."""
+
+    def install(version: str = "10.13.3.9", **behaviour: Any) -> Any:
+        return fake_tensorrt.install(monkeypatch, tmp_path / "sdk", version, **behaviour)
+
+    install()
+    return install
 
 
 def calibrated(cache: Path | None = None, data: object = None, **options: Any) -> TensorRT:
@@ -70,23 +68,21 @@ def calibrated(cache: Path | None = None, data: object = None, **options: Any) -
 # The calibrator route
 
 
-def test_a_float_file_becomes_an_engine_and_a_cache(trt: Any, model: Path, tmp_path: Path) -> None:
+def test_a_float_file_becomes_an_engine_and_a_cache(sdk: Any, model: Path, tmp_path: Path) -> None:
     cache, engine = tmp_path / "some.cache", tmp_path / "some.engine"
     data = images(3)
 
     report = calibrated(cache, data).build(model, engine)
 
-    (build,) = trt.Builder.seen
-    assert [b["x"].tobytes() for b in build.batches] == [x.numpy().tobytes() for x in data]
-    assert engine.read_bytes().startswith(b"engine 3 ")
-    assert cache.read_bytes() == build.cache
+    assert [b["x"].tobytes() for b in batches_of(engine)] == [x.numpy().tobytes() for x in data]
+    assert cache.read_text() == facts_of(engine)["cache"]
     largest = np.float32(max(x.abs().max() for x in data))
     assert read_cache(cache).scales == {"x": float(largest / np.float32(127))}
     assert report.target == "tensorrt 10.13.3"
-    assert [f.code for f in report.findings] == ["coverage-unknown"]
+    assert report.findings == ()
 
 
-def test_what_the_cache_was_made_for_lies_beside_it(trt: Any, model: Path, tmp_path: Path) -> None:
+def test_what_the_cache_was_made_for_lies_beside_it(sdk: Any, model: Path, tmp_path: Path) -> None:
     cache = tmp_path / "some.cache"
     calibrated(cache, images(3)).build(model, tmp_path / "some.engine")
 
@@ -102,7 +98,7 @@ def test_what_the_cache_was_made_for_lies_beside_it(trt: Any, model: Path, tmp_p
 
 
 def test_the_cache_is_used_again_and_no_batch_is_read(
-    trt: Any, model: Path, tmp_path: Path
+    sdk: Any, model: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "some.cache"
     calibrated(cache, images(3)).build(model, tmp_path / "first.engine")
@@ -114,15 +110,15 @@ def test_the_cache_is_used_again_and_no_batch_is_read(
 
     for data in (untouchable(), None):
         report = calibrated(cache, data).build(model, tmp_path / "second.engine")
-        assert [f.code for f in report.findings] == ["coverage-unknown"]
+        assert report.findings == ()
+        facts = facts_of(tmp_path / "second.engine")
+        assert (facts["batches"], facts["cache"]) == ([], cache.read_text())
 
-    first, *others = trt.Builder.seen
-    assert [(b.batches, b.cache) for b in others] == [([], first.cache)] * 2
     assert {f.name: f.stat().st_mtime_ns for f in tmp_path.glob("some.cache*")} == before
 
 
 def test_a_cache_of_another_model_is_refused_before_anything_is_built(
-    trt: Any, model: Path, tmp_path: Path
+    sdk: Any, model: Path, tmp_path: Path
 ) -> None:
     cache, engine = tmp_path / "some.cache", tmp_path / "some.engine"
     calibrated(cache, images(2)).build(model, engine)
@@ -133,27 +129,25 @@ def test_a_cache_of_another_model_is_refused_before_anything_is_built(
         calibrated(cache, images(2)).build(model, engine)
 
     assert engine.read_bytes() == before
-    assert len(trt.Builder.seen) == 1
     calibrated(cache, trust_cache=True).build(model, engine)
-    assert trt.Builder.seen[-1].batches == []
+    assert batches_of(engine) == []
 
 
 def test_a_cache_of_another_tool_is_used_only_if_it_is_trusted(
-    trt: Any, model: Path, tmp_path: Path
+    sdk: Any, model: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "some.cache"
     cache.write_text("TRT-101303-EntropyCalibration2\nx: 3c010a14\n")
 
     with pytest.raises(ModelFileError, match=r"nothing tells its model .*--trust-cache"):
         calibrated(cache, images(2)).build(model, tmp_path / "some.engine")
+    assert not (tmp_path / "some.engine").exists()
     calibrated(cache, trust_cache=True).build(model, tmp_path / "some.engine")
-
-    (build,) = trt.Builder.seen
-    assert build.cache == cache.read_bytes()
+    assert facts_of(tmp_path / "some.engine")["cache"] == cache.read_text()
 
 
 def test_a_cache_that_was_replaced_or_is_of_another_algorithm_is_refused(
-    trt: Any, model: Path, tmp_path: Path
+    sdk: Any, model: Path, tmp_path: Path
 ) -> None:
     cache, engine = tmp_path / "some.cache", tmp_path / "some.engine"
     calibrated(cache, images(2)).build(model, engine)
@@ -169,10 +163,10 @@ def test_a_cache_that_was_replaced_or_is_of_another_algorithm_is_refused(
         calibrated(cache, images(2)).build(model, engine)
 
 
-def test_a_cache_that_tensorrt_does_not_take_is_told(trt: Any, model: Path, tmp_path: Path) -> None:
+def test_a_cache_that_tensorrt_does_not_take_is_told(sdk: Any, model: Path, tmp_path: Path) -> None:
     cache = tmp_path / "some.cache"
     calibrated(cache, images(2)).build(model, tmp_path / "some.engine")
-    trt.Builder.header = "TRT-101600"
+    sdk(header="TRT-101600")
 
     report = calibrated(cache, images(3)).build(model, tmp_path / "some.engine")
 
@@ -181,13 +175,13 @@ def test_a_cache_that_tensorrt_does_not_take_is_told(trt: Any, model: Path, tmp_
     record = CacheRecord.read(cache)
     assert record is not None
     assert record.batches == 3
-    trt.Builder.header = "TRT-101700"
+    sdk(header="TRT-101700")
     with pytest.raises(DataError, match="did not take the calibration cache"):
         calibrated(cache).build(model, tmp_path / "some.engine")
 
 
 def test_an_error_in_the_data_is_raised_and_no_file_is_written(
-    trt: Any, model: Path, tmp_path: Path
+    sdk: Any, model: Path, tmp_path: Path
 ) -> None:
     cache, engine = tmp_path / "some.cache", tmp_path / "some.engine"
     engine.write_bytes(b"a good engine")
@@ -199,8 +193,6 @@ def test_an_error_in_the_data_is_raised_and_no_file_is_written(
     with pytest.raises(OSError, match="the disk is gone"):
         calibrated(cache, failing()).build(model, engine)
 
-    (build,) = trt.Builder.seen
-    assert len(build.batches) == 2  # TensorRT went on with what it had
     assert engine.read_bytes() == b"a good engine"
     assert not cache.exists()
     assert not CacheRecord.path(cache).exists()
@@ -216,7 +208,7 @@ def test_an_error_in_the_data_is_raised_and_no_file_is_written(
     ],
 )
 def test_data_that_does_not_fit_is_refused(
-    trt: Any, model: Path, tmp_path: Path, data: object, why: str
+    sdk: Any, model: Path, tmp_path: Path, data: object, why: str
 ) -> None:
     with pytest.raises(DataError, match=why):
         calibrated(None, data).build(model, tmp_path / "some.engine")
@@ -224,45 +216,45 @@ def test_data_that_does_not_fit_is_refused(
 
 
 def test_batches_are_cut_to_what_a_fixed_network_takes(
-    trt: Any, model: Path, tmp_path: Path
+    sdk: Any, model: Path, tmp_path: Path
 ) -> None:
     (data,) = images(1, batch=5)
     calibrated(None, [data]).build(model, tmp_path / "some.engine")
-    got = [b["x"] for b in trt.Builder.seen[0].batches]
+    got = [b["x"] for b in batches_of(tmp_path / "some.engine")]
     assert np.array_equal(np.concatenate(got), data.numpy())
     assert len(got) == 5
 
 
 def test_a_dynamic_network_is_calibrated_in_batches_of_the_datas_size(
-    trt: Any, dynamic: Path, tmp_path: Path
+    sdk: Any, dynamic: Path, tmp_path: Path
 ) -> None:
     data = [*images(2, batch=4), *images(1, batch=3)]
 
     report = calibrated(None, data).build(dynamic, tmp_path / "some.engine")
 
-    (build,) = trt.Builder.seen
-    assert [b["x"].shape[0] for b in build.batches] == [4, 4]
-    assert build.config.calibration_profile.shapes["x"][1] == (4, 8, 16, 16)
-    (profile,) = build.config.profiles
-    assert [shape[0] for shape in profile.shapes["x"]] == [1, 8, 32]
+    facts = facts_of(tmp_path / "some.engine")
+    assert [b["x"].shape[0] for b in batches_of(tmp_path / "some.engine")] == [4, 4]
+    assert facts["calibration_profile"]["x"][1] == [4, 8, 16, 16]
+    (profile,) = facts["profiles"]
+    assert [shape[0] for shape in profile["x"]] == [1, 8, 32]
     rest = next(f for f in report.findings if f.code == "calibration-rest")
     assert "last 3 samples fill no batch of 4" in rest.why
 
 
-def test_a_cache_needs_a_profile_too_but_no_data(trt: Any, dynamic: Path, tmp_path: Path) -> None:
+def test_a_cache_needs_a_profile_too_but_no_data(sdk: Any, dynamic: Path, tmp_path: Path) -> None:
     cache = tmp_path / "some.cache"
     sizes = {"x": ((1, 8, 16, 16), (2, 8, 16, 16), (4, 8, 16, 16))}
     calibrated(cache, images(2, batch=4)).build(dynamic, tmp_path / "some.engine")
     calibrated(cache, shapes=sizes).build(dynamic, tmp_path / "some.engine")
-    last = trt.Builder.seen[-1]
-    assert last.config.calibration_profile.shapes["x"][1] == (2, 8, 16, 16)
-    assert last.config.profiles[0].shapes == sizes
+    facts = facts_of(tmp_path / "some.engine")
+    assert facts["calibration_profile"]["x"][1] == [2, 8, 16, 16]
+    assert facts["profiles"] == [{"x": [list(size) for size in sizes["x"]]}]
 
 
 def test_a_build_that_fails_keeps_the_ranges_but_writes_no_engine(
-    trt: Any, model: Path, tmp_path: Path
+    sdk: Any, model: Path, tmp_path: Path
 ) -> None:
-    trt.Builder.broken = True
+    sdk(broken=True)
     cache, engine = tmp_path / "some.cache", tmp_path / "some.engine"
     with pytest.raises(TargetError, match="No kernel was found"):
         calibrated(cache, images(2)).build(model, engine)
@@ -270,99 +262,95 @@ def test_a_build_that_fails_keeps_the_ranges_but_writes_no_engine(
     assert read_cache(cache).scales.keys() == {"x"}
 
 
+def test_a_crash_while_it_calibrates_ends_no_more_than_the_child(
+    sdk: Any, model: Path, tmp_path: Path
+) -> None:
+    sdk(crash="build")
+    cache, engine = tmp_path / "some.cache", tmp_path / "some.engine"
+    with pytest.raises(TargetError, match=r"The builder crashed \(SIGSEGV\)"):
+        calibrated(cache, images(2)).build(model, engine)
+    assert not engine.exists()
+    assert not cache.exists()
+
+
+def test_ctrl_c_in_the_data_ends_the_child_and_is_raised(
+    sdk: Any, model: Path, tmp_path: Path
+) -> None:
+    def interrupted() -> Iterator[torch.Tensor]:
+        yield from images(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(tmp_path / "some.cache", interrupted()).build(model, tmp_path / "some.engine")
+    assert not (tmp_path / "some.cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "why"),
+    [
+        ("OutOfMemoryError('no memory')", TargetError, "OutOfMemoryError: no memory.*smaller"),
+        ("MissingDependencyError('run pip')", MissingDependencyError, "^run pip$"),
+    ],
+)
+def test_what_goes_wrong_with_memory_in_the_child_is_raised_here(
+    sdk: Any, model: Path, tmp_path: Path, raised: str, kind: type[Exception], why: str
+) -> None:
+    module = tmp_path / "sdk" / "tensorrt.py"
+    module.write_text(
+        module.read_text()
+        + "from quantkit.errors import *\nclass OutOfMemoryError(Exception): pass\n"
+        + f"def refuse(kind):\n    raise {raised}\nbuffers.open_buffers = refuse\n"
+    )
+    with pytest.raises(kind, match=why):
+        calibrated(None, images(2)).build(model, tmp_path / "some.engine")
+
+
 # One path for both
 
 
-def test_a_file_with_qdq_is_built_strongly_typed_and_without_a_calibrator(
-    trt: Any, tmp_path: Path
-) -> None:
-    path = save(nets.conv_relu_conv(), tmp_path)
-    report = TensorRT().build(path, tmp_path / "some.engine")
-    (build,) = trt.Builder.seen
-    assert build.network.flags == 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    assert (build.config.int8_calibrator, build.config.flags) == (None, set())
-    assert [f.code for f in report.findings] == ["coverage-unknown"]
-
-
-def test_a_calibrator_for_a_file_with_qdq_is_refused(trt: Any, tmp_path: Path) -> None:
+def test_a_calibrator_for_a_file_with_qdq_is_refused(sdk: Any, tmp_path: Path) -> None:
     path = save(nets.conv_relu_conv(), tmp_path)
     target = calibrated(None, images(1))
     with pytest.raises(TargetError, match="TensorRT ignores a calibrator"):
         target.build(path, tmp_path / "some.engine")
     assert "calibrator-ignored" in {f.code for f in target.inspect(path).findings}
-    assert trt.Builder.seen == []
+    assert not (tmp_path / "some.engine").exists()
 
 
-def test_a_float_file_without_a_calibrator_is_built_with_a_warning(
-    trt: Any, model: Path, tmp_path: Path
+def test_layers_that_a_calibrator_has_quantized_are_told(
+    sdk: Any, model: Path, tmp_path: Path
 ) -> None:
-    report = TensorRT().build(model, tmp_path / "some.engine")
-    (warning, _) = report.findings
-    assert (warning.severity, warning.code) == (Severity.WARNING, "float-model")
-    assert (tmp_path / "some.engine").exists()
+    report = calibrated(None, images(2)).build(model, tmp_path / "some.engine")
+    assert [(layer.node, layer.precision, layer.reason) for layer in report.layers] == [
+        ("conv1", "int8", ""),
+        ("conv2", "int8", ""),
+    ]
 
 
-@pytest.mark.parametrize(
-    ("version", "flags", "int8"),
-    [
-        ("8.6.1", 0b01, True),
-        ("9.3.0", 0b11, False),
-        ("10.16.1.11", 0b10, False),
-        ("11.4.0.106", 0b00, False),
-    ],
-)
-def test_versions_differ_in_their_flags(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    version: str,
-    flags: int,
-    int8: bool,
+def test_a_file_for_a_calibrator_is_inspected_without_its_data(
+    sdk: Any, model: Path, tmp_path: Path
 ) -> None:
-    trt = install(monkeypatch, version)
-    TensorRT().build(save(nets.conv_relu_conv(), tmp_path), tmp_path / "some.engine")
-    (build,) = trt.Builder.seen
-    assert build.network.flags == flags
-    assert build.config.flags == ({fake_tensorrt.BuilderFlag.INT8} if int8 else set())
+    def untouchable() -> Iterator[torch.Tensor]:
+        raise AssertionError("a batch was read")
+        yield
+
+    report = calibrated(None, untouchable()).inspect(model)
+    assert "parsed, not built" in next(
+        f.why for f in report.findings if f.code == "coverage-unknown"
+    )
+    assert report.ok
 
 
 def test_since_tensorrt_11_a_calibrator_is_refused_with_the_way_to_qdq(
-    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+    sdk: Any, model: Path, tmp_path: Path
 ) -> None:
-    trt = install(monkeypatch, "11.4.0.106")
+    sdk("11.4.0.106")
     with pytest.raises(TargetError) as raised:
         calibrated(None, images(1)).build(model, tmp_path / "some.engine")
     for part in ("tensorrt 11.4.0", "since TensorRT 11 (June 2026)", "quantkit quantize",
                  "quantkit migrate", 'pip install "tensorrt<11"'):  # fmt: skip
         assert part in str(raised.value)
-    assert trt.Builder.seen == []
-
-
-def test_what_the_parser_refuses_is_an_error_at_its_node(trt: Any, tmp_path: Path) -> None:
-    path = save(nets.custom_operator(), tmp_path)
-    with pytest.raises(TargetError, match="mystery: Plugin not found"):
-        TensorRT().build(path, tmp_path / "some.engine")
-    found = [f for f in TensorRT().inspect(path).findings if f.where == "mystery"]
-    assert [(f.severity, f.code) for f in found] == [(Severity.ERROR, "custom-operator")]
-
-
-def test_sizes_for_an_input_that_is_not_there_are_refused(
-    trt: Any, dynamic: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(TargetError, match="shapes names y, but the inputs of the model are x"):
-        TensorRT(shapes={"y": ((1,), (1,), (1,))}).build(dynamic, tmp_path / "some.engine")
-
-
-def test_a_machine_where_tensorrt_does_not_start_is_told_so(
-    trt: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def null(*args: object) -> None:
-        raise TypeError("pybind11::init(): factory function returned nullptr")
-
-    monkeypatch.setattr(trt, "Builder", null)
-    with pytest.raises(TargetError, match="only on a machine with an NVIDIA GPU"):
-        TensorRT().build(model, tmp_path / "some.engine")
-    (finding,) = [f for f in TensorRT().inspect(model).findings if f.code == "not-parsed"]
-    assert finding.severity is Severity.WARNING
+    assert not (tmp_path / "some.engine").exists()
 
 
 # Without an SDK
@@ -416,8 +404,12 @@ def test_running_without_a_gpu_names_the_alternative(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(TargetError, match=r"needs an NVIDIA GPU.*onnxruntime"):
         TensorRT().run(model, [])
-    with pytest.raises(TargetError, match="loading an engine runs what is in it"):
-        TensorRT().run(model.with_suffix(".engine"), [])
+    engine = model.with_suffix(".engine")
+    engine.write_bytes(b"of somebody else")
+    with pytest.raises(TargetError, match=r"loading it runs what is in it.*trust_engine=True"):
+        TensorRT().run(engine, [])
+    with pytest.raises(TargetError, match="needs an NVIDIA GPU"):
+        TensorRT(trust_engine=True).run(engine, [])
 
 
 def test_a_cache_that_is_not_there_needs_data(model: Path, tmp_path: Path) -> None:
@@ -434,6 +426,11 @@ def test_a_cache_that_is_not_there_needs_data(model: Path, tmp_path: Path) -> No
         ({"buffers": "numpy"}, "buffers must be torch or pycuda"),
         ({"shapes": {"x": ((1,), (1,))}}, "three shapes"),
         ({"compute_capability": "nine"}, "no compute capability"),
+        ({"shapes": {"x": ((2,), (1,), (3,))}}, "must grow from the smallest"),
+        ({"workspace": 0}, "workspace must be 1 byte or more"),
+        ({"optimization_level": 6}, "from 0 to 5, got 6"),
+        ({"hardware_compatible": "turing"}, "ampere_plus or same_compute_capability"),
+        ({"timeout_s": 0.0}, "timeout_s must be more than 0"),
     ],
 )
 def test_wrong_options_are_refused_at_birth(options: dict[str, Any], why: str) -> None:
@@ -472,3 +469,35 @@ def test_a_real_build_calibrates_runs_and_uses_its_cache_again(model: Path, tmp_
     assert cache.read_bytes() == text
     (outputs,) = calibrated(cache).run(model, [{"x": images(1)[0].numpy()}])
     assert np.isfinite(outputs[0]).all()
+
+
+@pytest.mark.gpu
+def test_a_real_engine_of_qdq_runs_in_int8_as_onnx_runtime_does(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt", reason="needs pip install tensorrt")
+    path = save(nets.conv_relu_conv("batch"), tmp_path)
+    sizes = ((1, 8, 16, 16), (2, 8, 16, 16), (4, 8, 16, 16))
+    target = TensorRT(
+        shapes={"x": sizes},
+        workspace=1 << 30,
+        timing_cache=tmp_path / "timing.cache",
+        engine_cache=tmp_path / "engines",
+    )
+    engine = tmp_path / "some.engine"
+    report = target.build(path, engine)
+    assert report.covered == report.planned == 2, report
+    assert (tmp_path / "timing.cache").stat().st_size > 0
+    again = target.build(path, tmp_path / "again.engine")
+    assert "engine-from-cache" in {finding.code for finding in again.findings}
+
+    data = [*images(2, batch=1), *images(2, batch=4), *images(1, batch=3)]
+    for graph in (False, True):
+        (output,), batches = compare_target(path, replace(target, cuda_graph=graph), data)
+        assert batches == 5
+        assert output.sqnr > 30, output
+        with TensorRT(cuda_graph=graph).runner(engine) as runner:
+            for x in data:
+                on_device = x.cuda()
+                (out,) = runner({"x": on_device}).values()
+                (expected,) = OnnxRuntime(exact=True).run(path, [{"x": x.numpy()}])[0]
+                close = np.abs(out.cpu().numpy() - expected).max() / np.abs(expected).max()
+                assert close < 0.05

@@ -12,7 +12,7 @@ from qdq_models import save
 
 from quantkit.errors import ModelFileError
 from quantkit.interfaces import Inspection, LayerCoverage, Severity
-from quantkit.targets._rtx_build import default_profile
+from quantkit.targets._shapes import default_profile
 from quantkit.targets.tensorrt_rtx import TensorRTRTX
 
 needs_sdk = pytest.mark.skipif(
