@@ -6,6 +6,12 @@ VENV   ?= .venv
 # it: nothing later can replace a CPU build by one of several gigabytes for CUDA. To choose the
 # build: make demo TORCH_ARGS="--index-url ADDRESS", with the address that pytorch.org gives for it.
 TORCH_ARGS ?=
+# NVIDIA's Python bindings of TensorRT 11, beside those of 10 that constraints.txt pins: tests load
+# each in a process of its own.
+TENSORRT_11 := tensorrt-cu13-bindings==11.4.0.106
+# Torch-TensorRT's Python code, apart, for it does not import with a CPU build of PyTorch: tests load
+# it in a process of its own, with stand-ins for the GPU.
+TORCH_TENSORRT := torch-tensorrt==2.13.0
 
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -56,6 +62,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.torch
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "Installing quantkit and what the tests need (about a minute)"
 	@$(INSTALL) -e '.[test,demo]'
+	@[ "$$(uname)" != Linux ] || $(BIN)/python -m pip install -qq --disable-pip-version-check \
+		--no-deps --upgrade --target $(VENV)/tensorrt-11 $(TENSORRT_11)
+	@[ "$$(uname)" != Linux ] || $(BIN)/python -m pip install -qq --disable-pip-version-check \
+		--no-deps --upgrade --target $(VENV)/torch-tensorrt $(TORCH_TENSORRT)
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.torch
