@@ -259,6 +259,19 @@ def custom_operator() -> onnx.ModelProto:
     return n.done(n.node("Relu", [y], "relu"))
 
 
+def four_troubles() -> onnx.ModelProto:
+    """A custom operator, a zero-point that is not 0, a computed scale and a ConvTranspose."""
+    n = Net("N", 8, 16, 16)
+    y = n.node("Conv", [n.qdq("x", "d1"), n.weight((8, 8, 3, 3), "w1")], "conv1", pads=[1] * 4)
+    y = n.node("Relu", [n.node("Mystery", [y], "mystery", domain="own")], "relu1")
+    y = n.node("Conv", [n.qdq(y, "d2", zero=3), n.weight((8, 8, 3, 3), "w2")], "conv2")
+    grid = [n.node("ReduceMax", [y], "largest", keepdims=0), n.put("z", np.int8(0))]
+    y = n.node("DequantizeLinear", [n.node("QuantizeLinear", [y, *grid], "q3"), *grid], "d3")
+    y = n.node("Conv", [y, n.weight((8, 8, 1, 1), "w3")], "conv3")
+    w = n.weight((8, 4, 2, 2), "w4", axis=1)
+    return n.done(n.node("ConvTranspose", [n.qdq(y, "d4"), w], "deconv", strides=[2, 2]))
+
+
 def save(model: onnx.ModelProto, folder: Path) -> Path:
     """Write ``model.onnx``."""
     path = folder / "model.onnx"

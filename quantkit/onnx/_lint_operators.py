@@ -70,7 +70,8 @@ def _custom_operator(index: GraphIndex) -> Iterator[Hit]:
         yield hit(
             node,
             f"{domain or 'ai.onnx'}::{op} is no ONNX operator; TensorRT needs a plugin for it.",
-            "Load the plugin library before parsing, or export without this operator.",
+            "Replace it by standard operators, leave it to ONNX Runtime between two engines, or "
+            "write a plugin and load it before parsing.",
         )
 
 
