@@ -20,6 +20,7 @@ FORMATS: Final = {
     "FP8": "fp8",
     "Int4": "int4",
     "FP4": "fp4",
+    "FP4E2M1": "fp4",
 }
 LOW: Final = frozenset({"int8", "fp8", "int4", "fp4"})
 

@@ -53,7 +53,7 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
     (
         r"for Turing \(SM75\)",
         "turing",
-        "Export the model in float16 for SM75, or build for SM80 or later.",
+        "Put the float part in half (quantkit half), or build for SM80 or later.",
     ),
     (
         r"have to be the same type",
