@@ -402,8 +402,11 @@ def test_under_torchrun_an_error_is_told_once(
     assert not (work / "t.safetensors").exists()
 
 
-@pytest.mark.slow
-def test_under_torchrun_other_commands_run_once(work: Path) -> None:
-    ran = torchrun("recipes int8_ptq --json", work, 2)
-    assert ran.code == 0, ran.err
-    assert ran.json["name"] == "int8_ptq"
+@pytest.mark.parametrize(("rank", "prints"), [("0", True), ("1", False)])
+def test_of_several_processes_one_runs_a_command_that_they_cannot_share(
+    rank: str, prints: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    ran = run("recipes int8_ptq")
+    assert (ran.code, bool(ran.out), ran.err) == (0, prints, "")
