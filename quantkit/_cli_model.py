@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from quantkit import _cli_onnx as onnx_files
-from quantkit._cli_work import working
-from quantkit.errors import DataError
-from quantkit.interfaces import ExportForm
+from quantkit._cli_work import UsageError, make_target, working
+from quantkit.errors import DataError, ExportError
+from quantkit.interfaces import ExportForm, Target
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     TorchSource: TypeAlias = nn.Module | torch.export.ExportedProgram
     #: A model of PyTorch, or the path of a float ONNX file.
     Source: TypeAlias = TorchSource | Path
+
+
+_FROM_ONNX = "a program is made of a PyTorch model, not of an ONNX file; name the output .onnx"
 
 
 def load(source: str, weights: Path | None) -> Source:
@@ -145,18 +148,52 @@ def write(
     plan: Path | None,
     state: Path | None,
 ) -> None:
-    """The ONNX file, and what else was asked for."""
+    """The ONNX file, or the program if the name says so, and what else was asked for."""
     from quantkit.files import replacing
     from quantkit.model import QuantizedModel
     from quantkit.onnx.export import export_onnx
+    from quantkit.program.writing import export_pt2
 
-    with working("writing ONNX"):
-        export_onnx(model, output, form=form)
+    with working(f"writing {output}"):
+        if not is_program(output):
+            export_onnx(model, output, form=form)
+        elif isinstance(model, QuantizedModel):
+            export_pt2(model, output, form=form)
+        else:
+            raise ExportError(f"{output}: {_FROM_ONNX}")
     if plan is not None:
         with replacing(plan) as temporary:
             temporary.write_text(json.dumps(json.loads(model.plan.to_json()), indent=2) + "\n")
     if state is not None and isinstance(model, QuantizedModel):
         model.save(state)
+
+
+def is_program(output: Path) -> bool:
+    """Whether a program of ``torch.export`` is to be written, not ONNX.
+
+    Example:
+        >>> is_program(Path("net.pt2")), is_program(Path("net.onnx"))
+        (True, False)
+    """
+    return output.suffix == ".pt2"
+
+
+def fitting_target(source: str, output: Path, target: Target | None, cpu: str) -> Target | None:
+    """The target that the file is written for: that which is named, or that of programs.
+
+    Raises:
+        UsageError: the target that is named does not read such files.
+        ExportError: a program is to be made of an ONNX file.
+    """
+    if is_program(output) and onnx_files.is_onnx(source):
+        raise ExportError(f"{output}: {_FROM_ONNX}")
+    if target is None:
+        return make_target("inductor", None, cpu) if is_program(output) else None
+    if (target.reads == "pt2") != is_program(output):
+        wanted = "a name that ends in .pt2" if target.reads == "pt2" else "another name than .pt2"
+        name = type(target).__module__.rpartition(".")[2]
+        raise UsageError(f"the target {name} reads {target.reads} files: give -o {wanted}")
+    return target
 
 
 def bytes_of(model: Source) -> int:
@@ -169,8 +206,11 @@ def bytes_of(model: Source) -> int:
 
 
 def bytes_on_disk(path: Path) -> int:
-    """The size of an ONNX file, with the files that hold weights of it."""
+    """The size of a file; of an ONNX file, with the files that hold weights of it."""
     import onnx
+
+    if is_program(path):
+        return path.stat().st_size
 
     model = onnx.load(path, load_external_data=False)
     beside = {

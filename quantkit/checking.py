@@ -1,4 +1,4 @@
-"""``check`` and ``build``: is an ONNX file what it says, on the target and beside its reference?"""
+"""``check``: is a file what it says, on the target and beside its reference?"""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import plugins
+from quantkit.checking_files import facts_of, parity, require_kind
 from quantkit.comparing import DEPLOYED as DEPLOYED
-from quantkit.comparing import NotRunError, Reference, compare, deployment
+from quantkit.comparing import NotRunError, Reference, deployment
 from quantkit.comparing import judge as judge
 from quantkit.errors import DataError
 from quantkit.interfaces import Finding, Inspection, LayerCoverage, Severity, Target
@@ -75,21 +76,6 @@ class CheckReport:
         return "\n".join(lines + [_told(output) for output in self.outputs])
 
 
-def build(
-    model: Path | str, output: Path | str, target: str | Target = "tensorrt_rtx"
-) -> Inspection:
-    """Write the file that ``target`` deploys, and tell how each layer of it runs.
-
-    Raises:
-        ModelFileError: there is no such model file.
-        TargetError: the target refuses the model, or ``output`` cannot be written.
-        MissingDependencyError: the target's SDK is not installed.
-    """
-    path = Path(model)
-    inspection = find_target(target).build(path, Path(output))
-    return replace(inspection, layers=_with_reasons(inspection.layers, FileFacts.of(path)))
-
-
 def check(
     model: Path | str,
     target: str | Target = "tensorrt_rtx",
@@ -99,13 +85,14 @@ def check(
     min_sqnr: float | None = None,
     min_agreement: float | None = None,
 ) -> CheckReport:
-    """Tell what is wrong or slow about a quantized ONNX file, before it is deployed.
+    """Tell what is wrong or slow about a quantized file, before it is deployed.
 
-    The file is linted, then built by the target, which tells how each layer runs. With a
-    reference and data it is also run in ONNX Runtime, batch by batch, and compared.
+    The file is linted (if it is ONNX), then built by the target, which tells how each layer runs.
+    With a reference and data it is also run, batch by batch, and compared: an ONNX file in ONNX
+    Runtime, a program on the target itself.
 
     Args:
-        model: the ONNX file.
+        model: the file that the target reads: ONNX, or a program of ``export_pt2``.
         target: a name or a target with its options.
         reference: the float model (a module, a program of ``torch.export`` or an ONNX file), or
             the ``QuantizedModel``, whose outputs the file should repeat.
@@ -115,22 +102,23 @@ def check(
         min_agreement: an error where predictions agree in less than this share, from 0 to 1.
 
     Raises:
-        ModelFileError: there is no such file, or it is no ONNX file.
+        ModelFileError: there is no such file, or it is not one that the target reads.
         DataError: the data do not fit, or only one of ``reference`` and ``data`` is given.
         TargetError: a model fails on the data.
         MissingDependencyError: the target's SDK is not installed.
     """
     _consistent(reference, data, min_sqnr, min_agreement)
     path, place = Path(model), find_target(target)
-    findings = lint(path, place.form)
-    facts = FileFacts.of(path)
+    require_kind(path, place)
+    facts = facts_of(path, place)
+    findings = lint(path, place.form) if place.reads == "onnx" else []
     inspection = place.inspect(path)
     findings += [*_none_in_int8(place, inspection, facts), *inspection.findings, *_unused(facts)]
     outputs: tuple[OutputParity, ...] = ()
     count = 0
     if reference is not None and data is not None:
         try:
-            outputs, count = compare(path, reference, data)
+            outputs, count = parity(path, place, inspection, facts, reference, data)
         except NotRunError as error:
             findings.append(_not_run(path, str(error)))
         findings += [f for o in outputs for f in judge(o, min_sqnr, min_agreement)]
@@ -144,7 +132,7 @@ def check(
         model=str(path),
         target=inspection.target,
         recipe=facts.recipe,
-        layers=_with_reasons(inspection.layers, facts),
+        layers=with_reasons(inspection.layers, facts),
         findings=tuple(sorted(unique.values(), key=lambda f: _ORDER[f.severity])),
         outputs=outputs,
         batches=count,
@@ -189,7 +177,7 @@ def _not_run(path: Path, why: str) -> Finding:
         code="parity-not-run",
         where=path.name,
         why=f"It could not be compared: {why.rstrip('.')}.",
-        fix="Export it again in the form for ONNX Runtime to compare it on a CPU.",
+        fix="Mend the errors beside this one, or export it for ONNX Runtime and compare that.",
     )
 
 
@@ -226,7 +214,7 @@ def _unused(facts: FileFacts) -> list[Finding]:
     ]
 
 
-def _with_reasons(layers: Iterable[LayerCoverage], facts: FileFacts) -> tuple[LayerCoverage, ...]:
+def with_reasons(layers: Iterable[LayerCoverage], facts: FileFacts) -> tuple[LayerCoverage, ...]:
     """The plan knows why a layer was left in float; a target sees only that it is."""
     decisions = {d.op: d for d in facts.plan.decisions} if facts.plan else {}
 

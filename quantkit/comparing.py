@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +18,7 @@ from quantkit import batches as batches_of
 from quantkit.errors import DataError, TargetError
 from quantkit.graph.capture import capture
 from quantkit.graph.exporting import told_inputs
-from quantkit.interfaces import Finding, Severity
+from quantkit.interfaces import Finding, Severity, Target
 from quantkit.model import QuantizedModel
 from quantkit.onnx.facts import FileFacts
 from quantkit.onnx.parity import OutputParity, ParityMeter
@@ -26,6 +27,9 @@ from quantkit.targets.onnxruntime import OnnxRuntime
 
 #: What a file may be compared with: a model, or the path of a float ONNX file.
 Reference: TypeAlias = nn.Module | torch.export.ExportedProgram | Path | str
+
+#: One batch by the names of a file's inputs.
+Feed: TypeAlias = Mapping[str, np.ndarray]
 
 #: One call of a model, with inputs by order and by name.
 Run: TypeAlias = Callable[[tuple[Tensor, ...], dict[str, Tensor]], list[np.ndarray]]
@@ -36,6 +40,26 @@ SAME = 1e-4
 
 #: A file this far, in dB, from the quantized model that it was made of computes something else.
 DEPLOYED = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetParity:
+    """One output of a file on a target, beside the same in ONNX Runtime.
+
+    Attributes:
+        name: the output's name in the file.
+        sqnr: signal to noise in dB, as of ``OutputParity``.
+        largest: the largest absolute difference.
+        relative: the largest difference of an element as a share of its own magnitude; where that
+            is 0, the element is left out. Elements near 0 make it large, and mean little.
+        agreement: the share of rows that agree in their largest value, as of ``OutputParity``.
+    """
+
+    name: str
+    sqnr: float
+    largest: float
+    relative: float
+    agreement: float | None
 
 
 class NotRunError(Exception):
@@ -60,16 +84,83 @@ def compare(
         exact, default = OnnxRuntime(exact=True).opened(path), OnnxRuntime().opened(path)
     except TargetError as error:
         raise NotRunError(str(error)) from error
+    return compare_runs(facts, lambda feed: (exact(feed), default(feed)), reference, data)
+
+
+def compare_runs(
+    facts: FileFacts,
+    run: Callable[[Feed], tuple[list[np.ndarray], list[np.ndarray]]],
+    reference: Reference,
+    data: Iterable[Any],
+) -> tuple[tuple[OutputParity, ...], int]:
+    """As `compare`, of whatever runs a file.
+
+    Args:
+        facts: the names of its inputs and outputs.
+        run: from one batch to its outputs, in the exact and in the default mode.
+        reference: what they should be like.
+        data: batches.
+    """
     meters = [ParityMeter(name) for name in facts.outputs]
     count = 0
-    with _runner(reference) as run:
+    with _runner(reference) as refer:
         for args, kwargs in track(batches_of.as_batches(data), "comparing"):
-            wanted = run(args, kwargs)
-            feed = _feed(args, kwargs, facts.inputs)
-            for meter, *values in _matched(meters, wanted, exact(feed), default(feed)):
+            wanted = refer(args, kwargs)
+            exact, default = run(_feed(args, kwargs, facts.inputs))
+            for meter, *values in _matched(meters, wanted, exact, default):
                 meter.update(*values)
             count += 1
     return tuple(meter.result() for meter in meters), count
+
+
+def compare_target(
+    model: Path | str, target: Target, data: Iterable[Any]
+) -> tuple[tuple[TargetParity, ...], int]:
+    """The outputs of a file on a target beside those of ONNX Runtime, and over how many batches.
+
+    Both run the same file, ONNX Runtime in its exact mode: what differs is how. The target may
+    build the file first, once for all batches: so all of them, and the outputs, are in memory.
+
+    Args:
+        model: the ONNX file, in a form that both take.
+        target: such as ``TensorRT()``.
+        data: batches, as for ``quantize``.
+
+    Raises:
+        DataError: the data do not fit the file, or are empty.
+        TargetError: the file does not run on the target, or in ONNX Runtime, or their outputs are
+            not of one shape.
+    """
+    path = Path(model)
+    facts = FileFacts.of(path)
+    feeds = [_feed(args, kwargs, facts.inputs) for args, kwargs in batches_of.as_batches(data)]
+    wanted, got = OnnxRuntime(exact=True).run(path, feeds), target.run(path, feeds)
+    meters = [ParityMeter(name) for name in facts.outputs]
+    relative = [0.0] * len(meters)
+    for reference, outputs in zip(wanted, got, strict=True):
+        shapes = [[tuple(array.shape) for array in arrays] for arrays in (reference, outputs)]
+        if shapes[0] != shapes[1]:
+            raise TargetError(
+                f"{path.name} puts out the shapes {shapes[1]} on {type(target).__name__}, and "
+                f"{shapes[0]} in ONNX Runtime; give the target a file of known output shapes"
+            )
+        for index, (want, out) in enumerate(zip(reference, outputs, strict=True)):
+            meters[index].update(want, out, out)
+            relative[index] = float(np.maximum(relative[index], _relative(want, out)))
+    results = zip([meter.result() for meter in meters], relative, strict=True)
+    return tuple(
+        TargetParity(name=r.name, sqnr=r.sqnr, largest=r.largest, relative=x, agreement=r.agreement)
+        for r, x in results
+    ), len(feeds)
+
+
+def _relative(wanted: np.ndarray, got: np.ndarray) -> float:
+    """The largest difference of an element that is not 0, as a share of its magnitude."""
+    want, other = wanted.astype(np.float64), got.astype(np.float64)
+    counted = (want != 0.0) & (want != other)
+    with np.errstate(invalid="ignore"):
+        shares = np.abs(other[counted] - want[counted]) / np.abs(want[counted])
+    return float(shares.max(initial=0.0))
 
 
 def _matched(

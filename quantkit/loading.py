@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from quantkit.errors import ModelFileError
 from quantkit.graph.capture import load_program
+from quantkit.program.archive import read_archive
 
 _FORMS = "give a .pt2 file of torch.export.save, or package.module:factory"
 _PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl")
@@ -37,6 +38,7 @@ def load_model(
     if source.endswith(".pt2"):
         if weights is not None:
             raise ModelFileError(f"{source}: holds its own weights; leave {weights} out")
+        _require_float(source)
         program = load_program(Path(source))
         require_finite(program, source)
         return program
@@ -48,6 +50,20 @@ def load_model(
         _fill(model, load_weights(weights), weights)
     require_finite(model, source if weights is None else str(weights))
     return model.eval()
+
+
+def _require_float(source: str) -> None:
+    """Refuse a program that is quantized already, and one that brings code."""
+    about = read_archive(Path(source))
+    if about.compiled:
+        raise ModelFileError(f"{source}: a compiled package, not a program; {_FORMS}")
+    if about.quantized:
+        recipe = about.extra.get("quantkit.recipe")
+        made = f"with the recipe {recipe}" if recipe else "by another tool"
+        raise ModelFileError(
+            f"{source}: quantized already, {made}; give the float model that it was made of, or "
+            f"look at it with `quantkit check {source} --target inductor`"
+        )
 
 
 def require_finite(model: nn.Module | torch.export.ExportedProgram, source: str) -> None:

@@ -1,0 +1,1 @@
+"""Quantized models as programs of ``torch.export`` with Q/DQ in them (``.pt2``)."""
