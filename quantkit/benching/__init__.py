@@ -1,0 +1,1 @@
+"""``quantkit bench``: latency, memory, size and accuracy of one model in many runtimes."""
