@@ -7,22 +7,27 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import calibration_page, qat_page
+from benchmarks import calibration_page, engines_page, qat_page
 from benchmarks.tables import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 FOLDER = Path(__file__).parent / "results"
 
+#: What follows the first part of the page: the file of results, and what renders it.
+_PARTS = {
+    "engines": engines_page.render,
+    "calibration": calibration_page.render,
+    "qat": qat_page.render,
+}
+
 
 def write() -> None:
     """Write docs/benchmarks.md from the results that are there."""
     parts = [render(json.loads((FOLDER / "spine.json").read_text()))]
-    calibration = FOLDER / "calibration.json"
-    if calibration.exists():
-        parts.append(calibration_page.render(json.loads(calibration.read_text())))
-    qat = FOLDER / "qat.json"
-    if qat.exists():
-        parts.append(qat_page.render(json.loads(qat.read_text())))
+    for name, render_part in _PARTS.items():
+        file = FOLDER / f"{name}.json"
+        if file.exists():
+            parts.append(render_part(json.loads(file.read_text())))
     PAGE.write_text("\n".join(parts))
 
 

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 #: Where each public name lives. It is imported when it is first used: PyTorch takes seconds, and
 #: ``quantkit --help`` needs none of it.
 _HOMES = {
+    "BenchReport": "benching.report",
     "CalibrationCache": "tensorrt.cache",
     "Calibrator": "interfaces",
     "CalibratorComparison": "analysis.calibrators",
@@ -22,6 +23,7 @@ _HOMES = {
     "FakeQuantize": "fake_quantize",
     "Finding": "interfaces",
     "FineTuning": "qat.finetuning",
+    "HalfReport": "onnx.half",
     "Inspection": "interfaces",
     "LayerCoverage": "interfaces",
     "Migration": "migrating",
@@ -43,20 +45,26 @@ _HOMES = {
     "Schedule": "qat.switches",
     "Scheme": "spec",
     "Severity": "interfaces",
+    "SupportReport": "inspecting",
     "Target": "interfaces",
     "TargetError": "errors",
+    "TargetParity": "comparing",
     "TrainingChoice": "training_choice",
     "TrainingError": "errors",
-    "build": "checking",
+    "bench": "benching.bench",
+    "build": "building",
     "cache_of": "migrating",
     "calibrate": "model_calibration",
     "check": "checking",
     "compare_calibrators": "analysis.calibrators",
+    "compare_target": "comparing",
     "export_onnx": "onnx.export",
+    "export_pt2": "program.writing",
     "finetune": "qat.finetuning",
     "freeze_batch_norm": "qat.switches",
     "freeze_observers": "qat.switches",
     "from_torch_ao": "torch_ao",
+    "inspect": "inspecting",
     "load_data_spec": "data",
     "migrate": "migrating",
     "prepare": "workflow",
@@ -67,6 +75,7 @@ _HOMES = {
     "record_cache": "tensorrt.record",
     "round_weights": "workflow",
     "settle": "settling",
+    "to_half": "onnx.half",
     "train_quantizers": "qat.switches",
     "write_cache": "tensorrt.cache",
 }
@@ -74,10 +83,14 @@ _HOMES = {
 if TYPE_CHECKING:
     from quantkit.analysis.calibrators import CalibratorComparison as CalibratorComparison
     from quantkit.analysis.calibrators import compare_calibrators as compare_calibrators
+    from quantkit.benching.bench import bench as bench
+    from quantkit.benching.report import BenchReport as BenchReport
+    from quantkit.building import build as build
     from quantkit.calibrating import Checkpoint as Checkpoint
     from quantkit.checking import CheckReport as CheckReport
-    from quantkit.checking import build as build
     from quantkit.checking import check as check
+    from quantkit.comparing import TargetParity as TargetParity
+    from quantkit.comparing import compare_target as compare_target
     from quantkit.data import DataSpec as DataSpec
     from quantkit.data import load_data_spec as load_data_spec
     from quantkit.errors import CaptureError as CaptureError
@@ -91,6 +104,8 @@ if TYPE_CHECKING:
     from quantkit.errors import TrainingError as TrainingError
     from quantkit.fake_quantize import FakeQuantize as FakeQuantize
     from quantkit.graph.plan import Placement as Placement
+    from quantkit.inspecting import SupportReport as SupportReport
+    from quantkit.inspecting import inspect as inspect
     from quantkit.interfaces import Calibrator as Calibrator
     from quantkit.interfaces import Finding as Finding
     from quantkit.interfaces import Inspection as Inspection
@@ -107,8 +122,11 @@ if TYPE_CHECKING:
     from quantkit.numerics import QParams as QParams
     from quantkit.observer import Observer as Observer
     from quantkit.onnx.export import export_onnx as export_onnx
+    from quantkit.onnx.half import HalfReport as HalfReport
+    from quantkit.onnx.half import to_half as to_half
     from quantkit.onnx.parity import OutputParity as OutputParity
     from quantkit.onnx.quantized import QuantizedOnnx as QuantizedOnnx
+    from quantkit.program.writing import export_pt2 as export_pt2
     from quantkit.qat.finetuning import FineTuning as FineTuning
     from quantkit.qat.finetuning import finetune as finetune
     from quantkit.qat.switches import Schedule as Schedule

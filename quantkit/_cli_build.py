@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -53,6 +53,16 @@ TrustEngine = Annotated[
     bool,
     typer.Option(
         "--trust-engine", help="Take engines from --engine-cache whoever built them: they are code."
+    ),
+]
+
+RestPrecision = Annotated[
+    Literal["float16", "bfloat16"] | None,
+    typer.Option(
+        "--precision",
+        metavar="NAME",
+        show_default=False,
+        help="Put the float part of an ONNX file in float16 or bfloat16 first, as half does.",
     ),
 ]
 
@@ -166,6 +176,7 @@ def command(
     timing_cache: TimingCache = None,
     engine_cache: EngineCache = None,
     trust_engine: TrustEngine = False,
+    precision: RestPrecision = None,
     layers: option.Layers = False,
     as_json: option.Json = False,
 ) -> None:
@@ -176,7 +187,7 @@ def command(
     \b
     Examples:
       quantkit build net.onnx -o net.engine --gpu 8.6
-      quantkit build net.onnx -o net.engine --gpu A40 --layers
+      quantkit build net.onnx -o net.engine --gpu A40 --precision float16 --layers
       quantkit build net.onnx -o net.engine --gpu 8.6 --shape x=1,3,8,8:4,3,8,8:8,3,8,8
       quantkit build cpu.onnx -o cpu.ort.onnx --target onnxruntime
       quantkit build float.onnx -o net.engine --calibrator tensorrt_entropy2 --data calib.yaml
@@ -195,9 +206,9 @@ def command(
         place = _place(model, target, gpu, cpu, asked, built_with)
         work.require_file(model)
         work.require_writable(output)
-        from quantkit import checking
+        from quantkit import building
 
-        built = checking.build(model, output, place)
+        built = building.build(model, output, place, precision=precision)
         show.built(built, output, output.stat().st_size, every_layer=layers)
 
 

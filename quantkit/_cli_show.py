@@ -95,13 +95,13 @@ class Screen:
         planned = count(inspection.planned, "quantized layer")
         self.line(f"In low precision: {inspection.covered} of {planned}{also}")
 
-    def parity(self, outputs: Sequence[OutputParity], batches: int) -> None:
-        """How far each output is from the reference's."""
+    def parity(self, outputs: Sequence[OutputParity], batches: int, runtime: str) -> None:
+        """How far each output is from the reference's, in the runtime that ran them."""
         if not outputs:
             return
         told = f"{batches} {'batch' if batches == 1 else 'batches'}"
         self.line()
-        self.line(f"Beside the reference, over {told}, in ONNX Runtime", "bold")
+        self.line(f"Beside the reference, over {told}, in {runtime}", "bold")
         rows = [
             (
                 f"{o.sqnr:.1f} dB",
@@ -120,7 +120,9 @@ class Screen:
         if report.findings:
             self.line()
         self.coverage(report.coverage, every_layer=every_layer)
-        self.parity(report.outputs, report.batches)
+        program = report.model.endswith(".pt2")  # ONNX has one runtime that is everywhere
+        runtime = report.target if program else "ONNX Runtime"
+        self.parity(report.outputs, report.batches, runtime)
         self.line()
         errors = sum(finding.severity is Severity.ERROR for finding in report.findings)
         if report.ok:
@@ -169,7 +171,10 @@ class Screen:
             f"{bytes_before / bytes_after:.1f} times that.",
             "green",
         )
-        runtime = "onnxruntime" if form == "onnxruntime" else "tensorrt_rtx"
+        x86, nvidia = ("onnxruntime", "tensorrt_rtx")
+        if output.suffix == ".pt2":
+            x86, nvidia = ("inductor", "torch_tensorrt")
+        runtime = x86 if form == "onnxruntime" else nvidia
         self.line(f"Next: quantkit check {output} --target {runtime}", "dim")
 
     def planned(self, plan: Placement, recipe: Recipe) -> None:

@@ -9,10 +9,14 @@ from collections.abc import Sequence
 import typer
 
 from quantkit import __version__, plugins
+from quantkit import _cli_bench as comparison
 from quantkit import _cli_build as building
 from quantkit import _cli_cache as caches
 from quantkit import _cli_calibrate as calibration
 from quantkit import _cli_finetune as finetuning
+from quantkit import _cli_half as halving
+from quantkit import _cli_hardware as hardware_table
+from quantkit import _cli_inspect as inspection
 from quantkit import _cli_migrate as migration
 from quantkit import _cli_model as models
 from quantkit import _cli_onnx as onnx_files
@@ -114,11 +118,12 @@ def quantize(
     resume: option.Resume = False,
     as_json: option.Json = False,
 ) -> None:
-    """Quantize a PyTorch model or a float ONNX file, and write it as ONNX with Q/DQ.
+    """Quantize a PyTorch model or a float ONNX file, and write it as ONNX (or .pt2) with Q/DQ.
 
     \b
     Examples:
       quantkit quantize net:make --weights net.pth --data calib.yaml -o net.onnx
+      quantkit quantize net:make --recipe int8_cpu --data calib.yaml -o cpu.pt2
       quantkit quantize net.pt2 --recipe int8_cpu --data calib.yaml -o cpu.onnx
       quantkit quantize float.onnx --data calib.yaml -o net.onnx
       quantkit quantize net.pt2 --recipe int8_weight_only -o weights.onnx
@@ -131,6 +136,7 @@ def quantize(
                     "--save": save},
         )  # fmt: skip
         place = work.optional_target(target, gpu, cpu)
+        place = models.fitting_target(model, output, place, cpu)
         shapes = option.parse_shapes(input_shape or ())
         work.require_checkpoint("--save-statistics", save_statistics, data, statistics, resume)
         for path in filter(None, (output, save_plan, save, save_statistics)):
@@ -250,6 +256,10 @@ def check(
     return 0 if report.ok else 1
 
 
+app.command("bench")(comparison.command)
+app.command("half")(halving.command)
+app.command("hardware")(hardware_table.command)
+app.command("inspect")(inspection.command)
 app.command("migrate")(migration.command)
 
 

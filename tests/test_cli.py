@@ -27,7 +27,6 @@ from quantkit import __version__, cli
 from quantkit._cli_show import screen
 from quantkit.graph.plan import Placement
 from quantkit.interfaces import Finding, Severity
-from quantkit.targets import _tensorrt_calibration
 
 NET = '''
 """A user's own file."""
@@ -195,7 +194,10 @@ def test_help_does_not_wait_for_pytorch() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-COMMANDS = ("calibrate", "quantize", "finetune", "migrate", "check", "build", "recipes")
+COMMANDS = (
+    *("calibrate", "quantize", "finetune", "migrate", "half", "check", "build", "recipes"),
+    *("hardware", "inspect", "bench"),
+)
 
 
 def examples(*, rtx: bool, calibrator: bool = False) -> list[str]:
@@ -204,7 +206,7 @@ def examples(*, rtx: bool, calibrator: bool = False) -> list[str]:
     found = [line.strip() for text in texts for line in text.splitlines()]
     lines = dict.fromkeys(line for line in found if line.startswith("quantkit "))
     lines = dict.fromkeys(line for line in lines if calibrator == ("--calibrator tens" in line))
-    kept = [line for line in lines if rtx == any(w in line for w in ("--gpu", "check net.onnx"))]
+    kept = [line for line in lines if rtx == any(w in line for w in ("--gpu", "check net.onnx", " inspect "))]
     return sorted(kept, key=lambda line: COMMANDS.index(line.split()[1]))
 
 
@@ -231,14 +233,10 @@ def test_the_examples_of_the_help_texts_run(exported: Path) -> None:
 
 
 def test_the_examples_with_a_calibrator_of_tensorrt_run(
-    exported: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    exported: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With a TensorRT of plain Python: it calls as the real one does."""
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.module())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(
-        _tensorrt_calibration, "open_buffers", lambda kind: fake_tensorrt.HostBuffers()
-    )
+    fake_tensorrt.install(monkeypatch, tmp_path / "sdk")
     lines = examples(rtx=False, calibrator=True)
     assert lines
     for line in lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import fake_tensorrt
 import pytest
+import qdq_models
 import torch
 from fake_tensorrt import batches_of, facts_of
 from onnx_folder import Run, fill, runner
@@ -206,3 +208,23 @@ def test_options_of_a_build_that_mean_nothing_are_refused(
     assert (code, out, err.count("\n")) == (exit_code, "", 1)
     assert words in err
     assert not (folder / "net.engine").exists()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason='TensorRT-RTX is not installed: pip install "quantkit[rtx]"',
+)
+def test_the_float_part_is_built_in_half_on_request(folder: Path, run: Run) -> None:
+    qdq_models.save(qdq_models.conv_relu_conv(), folder).rename(folder / "qdq.onnx")
+    code, out, _ = run("build qdq.onnx -o net.engine --gpu 8.6 --precision float16 --json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["covered"] == report["planned"] == 2
+    assert "ranges-not-seen" in {finding["code"] for finding in report["findings"]}
+
+
+def test_only_an_onnx_file_is_put_in_half(run: Run, folder: Path) -> None:
+    (folder / "net.pt2").write_bytes(b"PK")
+    code, _, err = run("build net.pt2 -o a --target inductor --precision float16")
+    assert code != 0
+    assert "only ONNX files are put in float16" in err

@@ -11,7 +11,7 @@ import qdq_models as nets
 from onnx import TensorProto
 
 from quantkit import hardware
-from quantkit.checking import build
+from quantkit.building import build
 from quantkit.errors import ModelFileError, TargetError
 from quantkit.hardware import Device, Format, Gpu, Gpus, Runtime, refusals
 from quantkit.onnx.formats import formats_of

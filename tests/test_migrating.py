@@ -19,7 +19,7 @@ from torch import Tensor
 from two_ways import export_float
 
 import small_models
-from quantkit.checking import build
+from quantkit.building import build
 from quantkit.errors import DataError, ModelFileError, RecipeError
 from quantkit.migrating import Migration, cache_of, migrate
 from quantkit.numerics import SCALE_FLOOR

@@ -9,8 +9,8 @@ from onnx import ModelProto
 
 from quantkit.interfaces import Finding, Severity
 from quantkit.targets import _rtx_findings
-from quantkit.targets._engine_request import Request
 from quantkit.targets._engine_process import Builder, Outcome, run_builder
+from quantkit.targets._engine_request import Request
 from quantkit.targets._rtx_graph import GraphReader
 from quantkit.tensorrt.settings import Settings
 
