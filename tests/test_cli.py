@@ -206,7 +206,11 @@ def examples(*, rtx: bool, calibrator: bool = False) -> list[str]:
     found = [line.strip() for text in texts for line in text.splitlines()]
     lines = dict.fromkeys(line for line in found if line.startswith("quantkit "))
     lines = dict.fromkeys(line for line in lines if calibrator == ("--calibrator tens" in line))
-    kept = [line for line in lines if rtx == any(w in line for w in ("--gpu", "check net.onnx", " inspect "))]
+    kept = [
+        line
+        for line in lines
+        if rtx == any(w in line for w in ("--gpu", "check net.onnx", " inspect "))
+    ]
     return sorted(kept, key=lambda line: COMMANDS.index(line.split()[1]))
 
 
@@ -487,7 +491,7 @@ def test_an_unwritable_output_is_told_before_the_data_are_read(
     ("command", "exit_code", "words"),
     [
         ("check absent.onnx", 6, "no such file"),
-        ("check junk.onnx --target onnxruntime", 6, "not readable as ONNX"),
+        ("check junk.onnx --target onnxruntime", 6, "not an ONNX file"),
         ("check junk.onnx --min-sqnr 30", 2, "--min-sqnr needs --model as well"),
         ("check junk.onnx --model net:make", 2, "--model needs --data as well"),
         ("build absent.onnx -o x.engine", 6, "no such file"),

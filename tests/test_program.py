@@ -149,14 +149,14 @@ def test_the_commands_write_and_refuse_programs_by_their_suffix(
     monkeypatch.chdir(tmp_path)
     net = small_models.encoder().eval()
     torch.export.save(torch.export.export(net, (torch.randn(2, 24, 64),)), "net.pt2")
-    assert main(["quantize", "net.pt2", "--recipe", "int8_weight_only", "-o", "q.pt2"]) == 0
+    quantize = ["quantize", "--recipe", "int8_weight_only"]
+    assert main([*quantize, "net.pt2", "-o", "q.pt2"]) == 0
     assert "quantkit check q.pt2 --target inductor" in capsys.readouterr().out
     assert read_facts(Path("q.pt2")).recipe == "int8_weight_only"
     for arguments, words in (
         (["check", "q.pt2"], "reads ONNX files"),
-        (["quantize", "q.pt2", "--recipe", "int8_weight_only", "-o", "again.onnx"], "quantized already"),
-        (["quantize", "net.pt2", "--recipe", "int8_weight_only", "--target", "inductor", "-o",
-          "q.onnx"], "reads pt2 files"),
-    ):  # fmt: skip
+        ([*quantize, "q.pt2", "-o", "again.onnx"], "quantized already"),
+        ([*quantize, "net.pt2", "--target", "inductor", "-o", "q.onnx"], "reads pt2 files"),
+    ):
         assert main(arguments) != 0
         assert words in capsys.readouterr().err
