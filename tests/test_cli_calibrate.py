@@ -386,7 +386,6 @@ def test_torchrun_shares_the_data_and_one_process_prints(work: Path) -> None:
     ("command", "code", "words"),
     [
         (f"{SAVE} --data broken.yaml -o t.safetensors", DataError.exit_code, "batch 5"),
-        (f"{SAVE} --data calib.yaml --bogus", 2, "No such option"),
     ],
 )
 def test_under_torchrun_an_error_is_told_once(
