@@ -13,8 +13,9 @@ from quantkit import _cli_work as work
 from quantkit._cli_show import Screen, count, screen, size
 
 if TYPE_CHECKING:
-    from quantkit.inspecting import EnginePart, SupportReport
+    from quantkit.inspecting import SupportReport
     from quantkit.partitioning import Traffic
+    from quantkit.targets._rtx_costs import EnginePart
 
 #: More engines than this are counted, not listed.
 _LISTED = 12
@@ -43,7 +44,7 @@ _Shapes = Annotated[
     typer.Option(
         "--shape",
         metavar="NAME=SIZES",
-        help="Sizes of a dynamic input to count bytes for: x=8,3,224,224.",
+        help="Sizes of a dynamic input, or of a custom operator's output: x=8,3,224,224.",
     ),
 ]
 
@@ -51,6 +52,7 @@ _Shapes = Annotated[
 def command(
     model: _Onnx,
     target: _Target = "tensorrt_rtx",
+    gpu: option.Gpu = None,
     min_block_size: _Blocks = None,
     shape: _Shapes = None,
     as_json: option.Json = False,
@@ -61,13 +63,11 @@ def command(
 
     \b
     Examples:
-      quantkit inspect net.onnx
+      quantkit inspect net.onnx --gpu A40
       quantkit inspect float.onnx --min-block-size 3 --shape x=8,3,8,8
       quantkit inspect float.onnx --json
     """  # noqa: D301
-    shapes = {name or "": sizes for name, sizes, _ in option.parse_shapes(shape or ())}
-    if "" in shapes:
-        raise work.UsageError("--shape names its input: write x=8,3,224,224")
+    shapes = dict(map(_named_shape, shape or ()))
     with screen(as_json) as show:
         work.require_file(model)
         from quantkit import inspecting
@@ -75,6 +75,7 @@ def command(
         report = inspecting.inspect(
             model,
             target,
+            gpu=gpu,
             min_block_sizes=min_block_size or inspecting.BLOCK_SIZES,
             shapes=shapes,
         )
@@ -82,10 +83,19 @@ def command(
     return 0 if report.ok else 1
 
 
+def _named_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read ``x=1,3,32,32``; a name may hold what ONNX lets it hold, such as ``=``."""
+    name, _, sizes = text.rpartition("=")
+    numbers = [size.strip() for size in sizes.split(",")]
+    if not name or not all(number.isdecimal() for number in numbers):
+        raise work.UsageError(f"--shape {text!r} names no tensor and sizes: write x=8,3,224,224")
+    return name, tuple(int(number) for number in numbers)
+
+
 def _show(report: SupportReport, show: Screen) -> None:
     show.json(json.loads(report.to_json()))
     _verdict(report, show)
-    show.findings(report.findings)
+    show.findings(report.findings, every_one=False)
     if report.splits and not report.ok:
         show.line()
         _splits(report, show)
@@ -111,6 +121,9 @@ def _verdict(report: SupportReport, show: Screen) -> None:
         return
     if not report.splits:
         show.line(f"{report.model} cannot be read", "bold red")
+        return
+    if not report.operators:
+        show.line(f"{report.model} has no operators that depend on its inputs", "bold red")
         return
     first = report.splits[0]
     inside = f"{first.inside} in {count(first.engines, 'engine')}"
@@ -152,13 +165,23 @@ def _gains(report: SupportReport, show: Screen) -> None:
     show.line("What to fix first", "bold")
     rows = [
         (
-            gain.cause,
-            f"{count(gain.engines, 'engine')} instead of {now}",
-            _named(gain.nodes),
+            f"{gain.operator}: {gain.cause}",
+            _places(gain.between, now),
+            f"{count(gain.engines, 'engine')}" + ("" if gain.engines == now else f", not {now}"),
+            _named(gain.nodes) or "reads constants alone",
         )
         for gain in report.gains
     ]
-    show.table(("cause", "without it", "nodes"), rows)
+    show.table(("cause", "between", "without it", "nodes"), rows)
+
+
+def _places(between: tuple[tuple[int, int], ...], engines: int) -> str:
+    """The engines that steps part: ``1 and 2``."""
+    told = [
+        f"{before or 'start'} and {behind if behind <= engines else 'end'}"
+        for before, behind in between
+    ]
+    return ", ".join(told[:3]) + (" …" if len(told) > 3 else "")
 
 
 def _named(nodes: tuple[str, ...]) -> str:

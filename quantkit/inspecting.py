@@ -7,19 +7,26 @@ keeps it from being one engine. Nothing is built and no GPU is needed.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from onnx import ModelProto, ValueInfoProto
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it has no stubs
+from onnx import GraphProto, ModelProto, ValueInfoProto
 
-from quantkit.errors import DataError
+from quantkit.errors import DataError, ModelFileError
+from quantkit.hardware import Gpu, lacking, runtime_of
 from quantkit.interfaces import Finding, Severity
-from quantkit.onnx import flow
+from quantkit.onnx import flow, tensor_types
+from quantkit.onnx.formats import uses_of
 from quantkit.onnx.lint import lint
-from quantkit.partitioning import Segment, Split, Step, Traffic, split, with_supported
-from quantkit.targets import _rtx_support
-from quantkit.targets._engine_source import Source, read_source
+from quantkit.onnx.weightless import without_weights
+from quantkit.targets import _rtx_graph
+from quantkit.targets._rtx_costs import EnginePart, Gain, SplitCost, costs
+from quantkit.targets._rtx_findings import unreadable
+from quantkit.targets._rtx_support import Question, Verdicts, examine, on_owner, parser
 from quantkit.targets._shapes import default_profile
 
 #: The sizes of blocks that are compared where none is asked for; 5 is Torch-TensorRT's default.
@@ -27,61 +34,6 @@ BLOCK_SIZES = (1, 5, 10)
 #: Whose rules and parser are asked. TensorRT 10 and 11 have the same parser.
 TARGETS = ("tensorrt_rtx", "tensorrt")
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitCost:
-    """What one ``min_block_size`` makes of the file.
-
-    Attributes:
-        min_block_size: the least number of operators of an engine.
-        engines: how many there are.
-        inside: how many operators run in them.
-        outside: how many are left to another runtime.
-        crossing: the tensors that one part makes and another reads.
-    """
-
-    min_block_size: int
-    engines: int
-    inside: int
-    outside: int
-    crossing: Traffic
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnginePart:
-    """One engine of the split.
-
-    Attributes:
-        operators: how many it holds.
-        first: its first node.
-        last: its last node.
-        reads: the tensors that come in.
-        writes: the tensors that it puts out.
-        verified: the parser took it, asked for it alone; ``None`` where it was not asked.
-    """
-
-    operators: int
-    first: str
-    last: str
-    reads: Traffic
-    writes: Traffic
-    verified: bool | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gain:
-    """How many engines there would be if one thing were put right.
-
-    Attributes:
-        cause: the code of the findings that say what.
-        nodes: those that are refused because of it; both of a Q/DQ pair.
-        engines: how many engines there would be.
-    """
-
-    cause: str
-    nodes: tuple[str, ...]
-    engines: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +48,7 @@ class SupportReport:
         splits: what each ``min_block_size`` makes of it.
         engines: those of the smallest ``min_block_size``.
         gains: what each cause of a refusal costs, the most costly first.
-        sizes: the sizes that dynamic inputs were given to count bytes.
+        sizes: those of tensors that the file leaves open, as bytes were counted.
     """
 
     model: str
@@ -111,7 +63,7 @@ class SupportReport:
     @property
     def ok(self) -> bool:
         """Whether one engine takes all of it."""
-        whole = len(self.engines) == 1 and self.engines[0].operators == self.operators
+        whole = [part.operators for part in self.engines if part.verified] == [self.operators]
         return whole and not any(f.severity is Severity.ERROR for f in self.findings)
 
     def to_json(self) -> str:
@@ -123,6 +75,7 @@ def inspect(
     model: Path | str,
     target: str = "tensorrt_rtx",
     *,
+    gpu: Gpu | str | None = None,
     min_block_sizes: Sequence[int] = BLOCK_SIZES,
     shapes: Mapping[str, Sequence[int]] | None = None,
     timeout_s: float = 600.0,
@@ -131,50 +84,66 @@ def inspect(
     """Tell what of an ONNX file TensorRT would take, why not the rest, and what a split costs.
 
     Args:
-        model: the file.
+        model: the file. Its weights are not read, and those outside of it not needed.
         target: ``tensorrt_rtx``, or ``tensorrt``, whose parser is the same.
+        gpu: refuse the formats that this GPU lacks, such as ``A40``.
         min_block_sizes: the least numbers of operators of an engine to compare.
         shapes: of inputs with dynamic dimensions, the sizes to count bytes for; by default those
-            that an engine is built for best.
+            that an engine is built for best. And of tensors inside, where neither the file nor
+            the rules of ONNX tell, as of what a custom operator makes: without them the parser
+            cannot be asked for what lies behind.
         timeout_s: seconds after which the parser is stopped.
         progress: show a progress bar, on a terminal.
 
     Raises:
-        ModelFileError: there is no such file, or it is no ONNX file.
+        ModelFileError: there is no such file, its external data is missing, or its nodes read
+            what nothing makes.
         DataError: the target, a size of blocks or a shape is none that there can be.
         MissingDependencyError: TensorRT-RTX is not installed.
+        RecipeError: there is no such GPU.
     """
     path = Path(model)
-    sizes_of = sorted(set(min_block_sizes))
+    smallest = sorted(set(min_block_sizes))
     if target not in TARGETS:
         raise DataError(f"no parser to ask for target {target!r}; there are: {', '.join(TARGETS)}")
-    if not sizes_of or sizes_of[0] < 1:
+    if not smallest or smallest[0] < 1:
         raise DataError(f"min_block_size must be 1 or more, got {list(min_block_sizes)}")
-    source = read_source(path)
-    if isinstance(source, Finding):
-        return _unread(path, target, source)
-    proto = _named(source)
-    chosen = _input_sizes(proto, shapes or {})
-    findings = _findings(source, proto, timeout_s, progress)
-    refused = {f.where for f in findings if f.severity is Severity.ERROR}
-    typed = flow.typed(flow.resized(proto, chosen).graph)
-    steps = flow.flow(proto.graph, refused)
-    outputs = [value.name for value in proto.graph.output]
-    found = [split(steps, size, outputs) for size in sizes_of]
-    sizes = flow.sizes(typed)
-    parts = _parts(path, proto, found[0], steps, typed)
+    try:
+        proto, _ = _rtx_graph.load(path)
+    except OSError as error:
+        raise ModelFileError(
+            f"{path}: cannot be read ({error.strerror}); give an ONNX file"
+        ) from error
+    except DecodeError as error:
+        return _unread(path, target, unreadable(path, str(error)))
+    with tempfile.TemporaryDirectory() as folder:
+        owners = _simplify(proto, path, Path(folder))
+        inputs, inner = tensor_types.chosen_sizes(proto.graph, shapes or {}, _best)
+        unranked = tensor_types.without_rank(proto.graph, inputs)
+        linted = _linted(proto, owners, Path(folder))
+        if gpu is not None:
+            linted += _lacking(proto, gpu, target)
+        question = Question(
+            model=proto,
+            label=path.name,
+            owners=owners,
+            values=tensor_types.typed(proto, unranked or None, inner),
+            known={f.where: f for f in reversed(linted) if f.severity is Severity.ERROR},
+            smallest=smallest[0],
+        )
+        verdicts = examine(question, parser(Path(folder), timeout_s=timeout_s, progress=progress))
+    linted += _unasked(proto.graph, verdicts, question.values)
+    sizes = tensor_types.sizes(tensor_types.typed(proto, inputs, inner))
+    found = costs(proto.graph, verdicts, smallest, sizes)
     return SupportReport(
         model=str(path),
         target=target,
-        findings=tuple(sorted(findings, key=lambda f: _ORDER[f.severity])),
-        operators=len(steps),
-        splits=tuple(_cost(one, len(steps), sizes) for one in found),
-        engines=tuple(
-            _engine(segment, steps, sizes, verified)
-            for segment, verified in zip(found[0].engines, parts, strict=True)
-        ),
-        gains=tuple(_gains(proto, findings, steps, sizes_of[0], outputs)),
-        sizes=chosen,
+        findings=_findings(linted, verdicts, {node.name for node in proto.graph.node}),
+        operators=found.operators,
+        splits=found.splits,
+        engines=found.engines,
+        gains=found.gains,
+        sizes={**inputs, **inner},
     )
 
 
@@ -185,131 +154,70 @@ def _unread(path: Path, target: str, why: Finding) -> SupportReport:
     )  # fmt: skip
 
 
-def _named(source: Source) -> ModelProto:
-    """The model as the parser gets it: every node with a name of its own."""
-    if source.renamed is not None:
-        return source.renamed
-    import onnx
-
-    return onnx.load(source.path, load_external_data=False)
-
-
-def _input_sizes(
-    proto: ModelProto, shapes: Mapping[str, Sequence[int]]
-) -> dict[str, tuple[int, ...]]:
-    """The sizes of each input with dynamic dimensions."""
-    stored = {tensor.name for tensor in proto.graph.initializer}
-    inputs = {v.name: v for v in proto.graph.input if v.name not in stored}
-    unknown = sorted(set(shapes) - set(inputs))
-    if unknown:
-        raise DataError(
-            f"no input {unknown[0]!r} to give a shape; the inputs are {', '.join(inputs)}"
-        )
-    chosen: dict[str, tuple[int, ...]] = {}
-    for name, value in inputs.items():
-        dims = value.type.tensor_type.shape.dim
-        fixed = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims]
-        given = shapes.get(name)
-        if given is None:
-            if -1 in fixed:
-                chosen[name] = default_profile(fixed)[1]
-            continue
-        fits = len(given) == len(fixed) and all(
-            want in (-1, got) for want, got in zip(fixed, given, strict=True)
-        )
-        if not fits:
-            told = ", ".join("any" if size < 0 else str(size) for size in fixed)
-            raise DataError(
-                f"the shape {tuple(given)} does not fit input {name}, of dimensions {told}"
-            )
-        chosen[name] = tuple(given)
-    return chosen
+def _simplify(proto: ModelProto, path: Path, folder: Path) -> dict[str, str]:
+    """Sort and name the nodes, and take the weights out; returns whose body each node is in."""
+    if not proto.HasField("graph"):
+        raise ModelFileError(f"{path}: it holds no graph, so it is no ONNX model; export it again")
+    try:
+        flow.in_order(proto.graph)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}; export the model again") from error
+    without_weights(proto, path, folder)
+    return flow.name_inner(proto.graph)
 
 
-def _findings(source: Source, proto: ModelProto, timeout_s: float, progress: bool) -> list[Finding]:
-    """What the linter and the parser say: of each node the linter's word, which knows a way out."""
-    known = [
-        finding
-        for finding in lint(source.path if source.renamed is None else proto, "tensorrt")
-        if finding.code != "dynamic-shape"  # an engine takes those, with a profile
+def _best(dims: Sequence[int]) -> tuple[int, ...]:
+    return default_profile(dims)[1]
+
+
+def _linted(proto: ModelProto, owners: Mapping[str, str], folder: Path) -> list[Finding]:
+    """What the linter says; of a node in a body, on the node that has the body."""
+    file = folder / "model.onnx"  # beside the values that were taken out of it
+    onnx.save(proto, file)
+    return [
+        on_owner(f, owners)
+        for f in lint(file, "tensorrt")
+        if f.code != "dynamic-shape"  # an engine takes those, with a profile
     ]
-    outcome = _rtx_support.ask(source.path, proto, timeout_s=timeout_s, progress=progress)
-    told = _rtx_support.refused(outcome, source.reader, source.path.name, timeout_s)
-    wrong = {finding.where for finding in known if finding.severity is Severity.ERROR}
-    return [*known, *(finding for finding in told if finding.where not in wrong)]
 
 
-def _parts(
-    path: Path,
-    proto: ModelProto,
-    found: Split,
-    steps: Sequence[Step],
-    typed: Mapping[str, ValueInfoProto],
-) -> list[bool | None]:
-    """Whether the parser takes each engine alone; the whole model needs no second question."""
-    if len(found.segments) == 1:
-        return [True] if found.engines else []
-    return [_verified(path, proto, segment, steps, typed) for segment in found.engines]
+def _lacking(proto: ModelProto, gpu: Gpu | str, target: str) -> list[Finding]:
+    """What of its formats a GPU lacks, node by node."""
+    chosen = gpu if isinstance(gpu, Gpu) else Gpu.of(gpu)
+    runtime = runtime_of(target)
+    uses = uses_of(proto)
+    return [found for format, node in uses for found in lacking({format: node}, chosen, runtime)]
 
 
-def _verified(
-    path: Path,
-    proto: ModelProto,
-    segment: Segment,
-    steps: Sequence[Step],
-    typed: Mapping[str, ValueInfoProto],
-) -> bool | None:
-    names = {steps[index].name for index in segment.steps}
-    part = flow.part(proto, names, segment.reads, segment.writes, typed)
-    if part is None:
-        return None
-    return _rtx_support.ask(path, part, timeout_s=120.0, progress=False).built
+def _unasked(
+    graph: GraphProto, verdicts: Verdicts, values: Mapping[str, ValueInfoProto]
+) -> list[Finding]:
+    """The tensors of unknown rank because of which the parser could not be asked."""
+    parts = [names for names, verified in verdicts.verified.items() if verified is None]
+    unknown = {name for names in parts for name in flow.unknown_reads(graph, names, values)}
+    inside = {name for names in parts for name in names}
+    follows = {n for node in graph.node if node.name in inside for n in node.output}
+    return [
+        Finding(
+            severity=Severity.WARNING,
+            code="unknown-sizes",
+            where=name,
+            why="Nothing tells its sizes, so the parser was not asked for what lies behind it: of "
+            "that only operators and attributes were checked.",
+            fix=f"Give them: --shape {name}=1,3,224,224, say.",
+        )
+        for name in sorted(unknown - follows)
+    ]
 
 
-def _engine(
-    segment: Segment,
-    steps: Sequence[Step],
-    sizes: Mapping[str, int | None],
-    verified: bool | None,
-) -> EnginePart:
-    return EnginePart(
-        operators=len(segment.steps),
-        first=steps[segment.steps[0]].name,
-        last=steps[segment.steps[-1]].name,
-        reads=Traffic.of(segment.reads, sizes),
-        writes=Traffic.of(segment.writes, sizes),
-        verified=verified,
-    )
-
-
-def _cost(found: Split, operators: int, sizes: Mapping[str, int | None]) -> SplitCost:
-    return SplitCost(
-        min_block_size=found.smallest,
-        engines=len(found.engines),
-        inside=found.inside,
-        outside=operators - found.inside,
-        crossing=Traffic.of(found.crossing, sizes),
-    )
-
-
-def _gains(
-    proto: ModelProto,
-    findings: Iterable[Finding],
-    steps: Sequence[Step],
-    smallest: int,
-    outputs: Collection[str],
-) -> list[Gain]:
-    """Of each cause of a refusal: how many engines there would be without it."""
-    refused = [step.name for step in steps if not step.supported]
-    causes: dict[str, set[str]] = {}
-    for finding in findings:
-        if finding.severity is Severity.ERROR:
-            causes.setdefault(finding.code, set()).add(finding.where)
-    gains = []
-    for cause, where in causes.items():
-        names = where | flow.partners(proto.graph, where)
-        mended = split(with_supported(steps, names), smallest, outputs)
-        nodes = tuple(name for name in refused if name in names)
-        if nodes:  # and not the file as a whole, or a constant
-            gains.append(Gain(cause=cause, nodes=nodes, engines=len(mended.engines)))
-    return sorted(gains, key=lambda gain: (gain.engines, len(gain.nodes)))
+def _findings(
+    linted: Iterable[Finding], verdicts: Verdicts, nodes: Collection[str]
+) -> tuple[Finding, ...]:
+    """The worst first, without doubts of the linter that the parser does not share."""
+    kept = [
+        f
+        for f in linted
+        if f.severity is not Severity.ERROR or f.where in verdicts.refused or f.where not in nodes
+    ]
+    every = dict.fromkeys([*kept, *verdicts.refused.values(), *verdicts.notes])
+    return tuple(sorted(every, key=lambda finding: _ORDER[finding.severity]))

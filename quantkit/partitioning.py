@@ -148,9 +148,35 @@ def split(steps: Sequence[Step], smallest: int = 1, outputs: Collection[str] = (
     return Split(segments=segments, smallest=smallest)
 
 
-def with_supported(steps: Iterable[Step], names: Collection[str]) -> list[Step]:
-    """The same steps, as if an engine could hold those that are named."""
-    return [replace(step, supported=True) if step.name in names else step for step in steps]
+def between(steps: Sequence[Step], found: Split) -> list[tuple[int, int]]:
+    """Of each step: the last engine on a path to it, and the first on a path from it.
+
+    Engines are counted from 1, in the order of ``found.engines``; 0 where none is before, and one
+    more than there are where none is behind. A step that is outside parts the two; of one in an
+    engine both are its own.
+
+    Example:
+        >>> chain = [
+        ...     Step(name="conv", inputs=("x",), outputs=("a",), supported=True),
+        ...     Step(name="custom", inputs=("a",), outputs=("b",), supported=False),
+        ...     Step(name="relu", inputs=("b",), outputs=("y",), supported=True),
+        ... ]
+        >>> between(chain, split(chain))
+        [(1, 1), (1, 2), (2, 2)]
+    """
+    number = {index: k for k, e in enumerate(found.engines, 1) for index in e.steps}
+    makers = {name: index for index, step in enumerate(steps) for name in step.outputs}
+    before, behind = [0] * len(steps), [len(found.engines) + 1] * len(steps)
+    for index, step in enumerate(steps):
+        near = [before[makers[name]] for name in step.inputs if name in makers]
+        before[index] = number.get(index, max(near, default=0))
+    for index in reversed(range(len(steps))):
+        behind[index] = number.get(index, behind[index])
+        for name in steps[index].inputs:
+            if name in makers:
+                maker = makers[name]
+                behind[maker] = min(behind[maker], behind[index])
+    return list(zip(before, behind, strict=True))
 
 
 def _require_order(steps: Sequence[Step]) -> None:

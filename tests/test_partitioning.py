@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.partitioning import Split, Step, Traffic, split, with_supported
+from quantkit.partitioning import Split, Step, Traffic, between, split
 
 
 @st.composite
@@ -91,7 +92,7 @@ def test_without_a_least_size_every_supported_step_is_in_an_engine(
 @given(graphs())
 def test_a_graph_that_is_supported_is_one_engine(graph: tuple[list[Step], list[str]]) -> None:
     steps, outputs = graph
-    whole = with_supported(steps, [step.name for step in steps])
+    whole = [replace(step, supported=True) for step in steps]
     found = split(whole, 1, outputs)
     assert len(found.segments) == len(found.engines) == 1
     assert not found.crossing
@@ -124,6 +125,26 @@ def test_a_step_that_nothing_waits_for_joins_the_engine_that_reads_it() -> None:
     found = split(steps, 1, ["z"])
     assert [segment.steps for segment in found.segments] == [(1,), (0, 2)]
     assert found.crossing == {"a"}
+
+
+@given(graphs(), st.integers(1, 5))
+def test_what_is_outside_parts_the_engines_that_paths_lead_to(
+    graph: tuple[list[Step], list[str]], smallest: int
+) -> None:
+    steps, outputs = graph
+    found = split(steps, smallest, outputs)
+    number = {index: k for k, e in enumerate(found.engines, 1) for index in e.steps}
+    reached = {i: {i} for i in range(len(steps))}  # a step, and all that a path leads to
+    for maker, reader, _ in sorted(edges(steps), key=lambda edge: -edge[1]):
+        reached[maker] |= reached[reader]
+    for index, (before, behind) in enumerate(between(steps, found)):
+        if index in number:
+            assert before == behind == number[index]
+            continue
+        above = [number[i] for i in number if index in reached[i]]
+        below = [number[i] for i in number if i in reached[index]]
+        assert before == max(above, default=0)
+        assert behind == min(below, default=len(found.engines) + 1)
 
 
 def test_steps_out_of_order_are_refused() -> None:

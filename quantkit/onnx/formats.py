@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 
 from quantkit.hardware import Format
 from quantkit.onnx._lint_formats import quantizers
@@ -45,6 +45,11 @@ def formats_of(model: Path) -> dict[Format, str]:
     for format, node in _uses(index):
         found.setdefault(format, node.where)
     return found
+
+
+def uses_of(model: ModelProto) -> list[tuple[Format, str]]:
+    """The formats that a model asks for, fp32 aside, with every node that does."""
+    return [(format, node.where) for format, node in _uses(GraphIndex(model, None))]
 
 
 def _uses(index: GraphIndex) -> Iterator[tuple[Format, Node]]:

@@ -63,7 +63,8 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
 )
 
 _NOISE = re.compile(
-    r"cudaError|^Invalid Node|While parsing node|^--- |^ERROR: |^\[\d\] |Cuda Runtime"
+    r"cudaError|^Invalid Node|While parsing node|--- (Begin|End) node ---|ERROR: |^\[\d\] "
+    r"|Cuda Runtime"
 )
 
 
@@ -81,7 +82,7 @@ def sentence(text: str) -> str:
     text = re.sub(r"^Assertion failed: (.*?: )?", "", text)
     text = re.sub(r'^.*&& "(.*)"$', r"\1", text)  # a C++ assertion with its message
     text = re.sub(r" Please set kENABLE.*$", "", text)  # advice for another device (DLA)
-    return text if text.endswith("?") else text.rstrip(".") + "."
+    return text if text.endswith("?") else text.rstrip(".!") + "."
 
 
 def _refused(where: str, text: str, *, operator: str = "", named: bool = True) -> Finding:
