@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+#: How much weights are moved to see what little differences do, as a share of each.
+_MOVED = 1e-4
+
 
 def main() -> None:
     """Compile, run what was compiled once, and tell."""
@@ -59,25 +62,49 @@ def _kernels(graph: Any) -> dict[str, str]:
 
 
 def _verify(program: Any, request: dict[str, Any]) -> list[dict[str, float]]:
-    """How far each output of what was compiled is from the program's own: signal and noise."""
+    """What was compiled, beside the program run by PyTorch: each output's signal and noise.
+
+    Two orders of a float sum may round to two codes, and in a deep model that spreads. How far is
+    told by the same program with weights that are moved a little: ``sensitivity``.
+    """
     import torch
     from torch.utils import _pytree as pytree
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, _varied, program.example_inputs)
+    compiled = torch._inductor.aoti_load_package(request["package"])
+    module = program.module(check_guards=False)
     with torch.no_grad():
-        wanted = pytree.tree_leaves(program.module(check_guards=False)(*args, **kwargs))
-        compiled = torch._inductor.aoti_load_package(request["package"])
+        wanted = _tensors(module(*args, **kwargs))
         compiled(*args, **kwargs)  # the second call tells whether this one changed anything
-        got = pytree.tree_leaves(compiled(*args, **kwargs))
-    told = []
-    for want, have in zip(wanted, got, strict=True):
-        if not isinstance(want, torch.Tensor):
-            continue
-        want, have = want.double(), have.double()
-        noise = torch.where(want == have, 0.0, want - have)
-        finite = want[want.isfinite()]
-        told.append({"signal": float(finite.square().sum()), "noise": float(noise.square().sum())})
-    return told
+        got = _tensors(compiled(*args, **kwargs))
+        generator = torch.Generator().manual_seed(0)
+        for value in (*module.parameters(), *module.buffers()):
+            if value.is_floating_point():
+                moved = 1.0 + _MOVED * torch.randn(value.shape, generator=generator)
+                value.copy_(value * moved.to(value.device))
+        near = _tensors(module(*args, **kwargs))
+    return [
+        {"signal": _power(w), "noise": _power(w, g), "sensitivity": _power(w, n)}
+        for w, g, n in zip(wanted, got, near, strict=True)
+    ]
+
+
+def _tensors(outputs: Any) -> list[Any]:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    leaves = pytree.tree_leaves(outputs)
+    return [leaf.double() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _power(wanted: Any, got: Any = None) -> float:
+    """The sum of squares of what is finite, or of a difference; what is not equals itself."""
+    import torch
+
+    if got is None:
+        return float(wanted[wanted.isfinite()].square().sum())
+    same = (wanted == got) | (wanted.isnan() & got.isnan())
+    return float(torch.where(same, 0.0, wanted - got).square().sum())
 
 
 def _varied(example: Any) -> Any:

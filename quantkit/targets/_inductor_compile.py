@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import TargetError
+from quantkit.graph.plan import Placement
 from quantkit.program.reading import read_program
 from quantkit.program.writing import save
 from quantkit.targets._inductor_packages import METADATA, Signature
@@ -45,7 +46,7 @@ def compile_file(model: Path, *, device: str, threads: int, timeout_s: float) ->
     read = read_program(model)
     try:
         metadata = {METADATA: Signature.of(read.program).json()}
-        prepared = prepare(read.program, device)
+        prepared = prepare(read.program, device, left_in_float=_left_in_float(read.plan))
     except TargetError as error:
         return Compilation(layers=(), outcome=Outcome(error=str(error)), package=None)
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
@@ -55,3 +56,8 @@ def compile_file(model: Path, *, device: str, threads: int, timeout_s: float) ->
         outcome = compile_program(request, timeout_s=timeout_s)
         built = None if outcome.error else package.read_bytes()
     return Compilation(layers=prepared.layers, outcome=outcome, package=built)
+
+
+def _left_in_float(plan: Placement | None) -> frozenset[str]:
+    """The layers that the plan has not quantized."""
+    return frozenset(d.op for d in plan.decisions if not d.quantized) if plan else frozenset()

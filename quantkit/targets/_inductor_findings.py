@@ -12,8 +12,11 @@ from quantkit.targets._inductor_prepare import Layer
 from quantkit.targets._inductor_process import Outcome, Output
 from quantkit.targets._inductor_rules import Reason
 
-#: Compiled code this far, in dB, from the program that it was made of computes something else.
-SAME = 20.0
+#: Noise over this share of the signal, 20 dB, is that of other results, except where a model is
+#: so sensitive that weights moved by one in 10,000 make a tenth of it.
+_NOISE, _TIMES = 1e-2, 10.0
+
+_FEWER_BITS = "Use weights of 7 bits (recipe int8_cpu)."
 
 #: Of a layer whose Q/DQ should have been matched, and was not.
 _UNMATCHED = Reason(
@@ -89,24 +92,23 @@ def _findings(model: Path, compiled: Compilation, *, saturates: bool) -> Iterato
             "saturate: results may be wrong"
         )
         where = wide[0] if len(wide) == 1 else f"{wide[0]} and {len(wide) - 1} more"
-        fix = "Use weights of 7 bits (recipe int8_cpu)."
-        yield _finding(Severity.WARNING, "saturates-without-vnni", where, why_saturates, fix)
+        yield _finding(
+            Severity.WARNING, "saturates-without-vnni", where, why_saturates, _FEWER_BITS
+        )
 
 
 def _wrong(index: int, output: Output, *, saturates: bool) -> Iterator[Finding]:
     """An output that is far from what PyTorch computes of the same program and inputs."""
     signal, noise = output.signal, output.noise
-    if noise == 0.0 or (signal > 0.0 and 10.0 * math.log10(signal / noise) >= SAME):
+    # Written so that NaN is wrong.
+    if noise <= max(_NOISE * signal, _TIMES * output.sensitivity):
         return
-    told = f"{10.0 * math.log10(signal / noise):.1f} dB" if signal > 0.0 < noise else "far"
+    measured = signal > 0.0 and math.isfinite(noise)
+    told = f"{10.0 * math.log10(signal / noise):.1f} dB" if measured else "far"
     why = f"compiled, it is {told} from what PyTorch computes of the same program"
     if saturates:
         why += "; sums saturate on this processor, which has no VNNI"
-    fix = (
-        "Use weights of 7 bits (recipe int8_cpu)."
-        if saturates
-        else ("Run the model in ONNX Runtime, and report the program.")
-    )
+    fix = _FEWER_BITS if saturates else "Run the model in ONNX Runtime, and report the program."
     yield _finding(Severity.ERROR, "wrong-result", f"output {index}", why, fix)
 
 

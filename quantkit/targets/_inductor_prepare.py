@@ -15,6 +15,7 @@ Values stay as they are, to the bit; only what stands where changes:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,12 +72,19 @@ class Prepared:
     layers: tuple[Layer, ...]
 
 
-def prepare(program: torch.export.ExportedProgram, device: str = "cpu") -> Prepared:
+def prepare(
+    program: torch.export.ExportedProgram,
+    device: str = "cpu",
+    *,
+    left_in_float: AbstractSet[str] = frozenset(),
+) -> Prepared:
     """A program of the same values that Inductor runs in integers as far as it can.
 
     Args:
         program: with Q/DQ, on the CPU; it does not change.
         device: ``cpu`` or ``cuda``, where the result is to run.
+        left_in_float: names of layers that the plan has not quantized; what they read may still
+            be, for another's sake.
 
     Raises:
         TargetError: the program cannot be captured again.
@@ -86,7 +94,7 @@ def prepare(program: torch.export.ExportedProgram, device: str = "cpu") -> Prepa
         module = captured.module
         _make_unsigned(module)
         _clamp_narrow(module)
-        shaper = _Shaper(module, device)
+        shaper = _Shaper(module, device, left_in_float)
         layers = tuple(shaper.shape(i, node) for i, node in enumerate(compute_nodes(module)))
         _keep_operands(module)
         module.graph.eliminate_dead_code()
@@ -155,17 +163,22 @@ def _source(node: fx.Node) -> fx.Node:
 class _Shaper:
     """Gives each layer of a graph the inputs that its kernel wants."""
 
-    def __init__(self, module: fx.GraphModule, device: str) -> None:
+    def __init__(
+        self, module: fx.GraphModule, device: str, left_in_float: AbstractSet[str]
+    ) -> None:
         self.module = module
         self.graph = module.graph
         self.device = device
+        self.left_in_float = left_in_float
 
     def shape(self, index: int, node: fx.Node) -> Layer:
         """Rewrite one layer's inputs, and tell what it will be."""
         found = operands(self.module, node)
-        reason = why_float(self.module, node, found, self.device) if found.quantized else None
+        name = layer_name(node) or node.name
+        quantized = found.quantized and name not in self.left_in_float
+        reason = why_float(self.module, node, found, self.device) if quantized else None
         scale, wide = None, False
-        if found.quantized and reason is None:
+        if quantized and reason is None:
             scale = f"quantkit_scale_{index}"
             integers = constant(self.module, found.weight.args[0])
             assert integers is not None
@@ -175,9 +188,9 @@ class _Shaper:
             value = evaluate_constant(self.module, found.weight).contiguous()
             node.update_arg(1, self._store(node, f"quantkit_weight_{index}", value))
         return Layer(
-            name=layer_name(node) or node.name,
+            name=name,
             operator=operator_name(node),
-            quantized=found.quantized,
+            quantized=quantized,
             reason=reason,
             scale=scale,
             wide=wide,

@@ -37,10 +37,17 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """One output of the compiled program beside the program's own, run in PyTorch."""
+    """One output of the compiled program beside that of PyTorch: sums of squares.
+
+    Attributes:
+        signal: of PyTorch's.
+        noise: of the difference.
+        sensitivity: of the difference that weights make which are moved a little.
+    """
 
     signal: float
     noise: float
+    sensitivity: float
 
 
 @dataclass(frozen=True, kw_only=True)
