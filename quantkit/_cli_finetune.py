@@ -211,11 +211,11 @@ def _finetune(asked: Asked, show: Screen) -> None:
     models.complete(qmodel, given)
     lines = training.Lines(show, judge)
     result = _train(qmodel, order, choice, judge, lines, asked)
-    models.write(qmodel, asked.output, form, plan=asked.plan, state=asked.state)
+    written = models.write(qmodel, asked.output, form, plan=asked.plan, state=asked.state)
     lines.result(result, choice.epochs)
     show.quantized(
         qmodel.plan, recipe, output=asked.output, form=form,
-        bytes_before=models.bytes_of(source), bytes_after=models.bytes_on_disk(asked.output),
+        bytes_before=models.bytes_of(source), bytes_after=written,
         seconds=time.perf_counter() - started, warnings=doubts,
         training=training.as_json(result, judge),
     )  # fmt: skip

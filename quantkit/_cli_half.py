@@ -102,10 +102,10 @@ def _half(asked: Asked, show: Screen) -> int:
     for file in filter(None, (asked.model, asked.reference)):
         onnx_files.load(str(file), None)
     work.require_writable(asked.output)
-    from quantkit.onnx.facts import read_proto
+    from quantkit.onnx.facts import bytes_on_disk, read_proto
 
     read_proto(asked.model)
-    before = models.bytes_on_disk(asked.model)
+    before = bytes_on_disk(asked.model)
     batches = None if asked.data is None else models.open_data(asked.data, asked.model)
     with work.working(f"converting {asked.model}"):
         from quantkit.onnx.half import to_half
@@ -113,7 +113,7 @@ def _half(asked: Asked, show: Screen) -> int:
         asked.model, asked.output, precision=asked.precision, data=batches,
         reference=asked.reference, keep_io=not asked.half_io, keep=asked.keep,
     )  # fmt: skip
-    written = models.bytes_on_disk(asked.output)
+    written = bytes_on_disk(asked.output)
     show.json(_plain({**asdict(report), "bytes": written, "float_bytes": before}))
     _show(asked, report, show)
     show.line(f"Wrote {asked.output}: {size(written)}; in float32 {size(before)}", "green")

@@ -73,9 +73,9 @@ def _migrate(asked: Asked, show: Screen) -> int:
         migration = run(asked.model, asked.cache, recipe, trust_cache=asked.trust_cache)
     # What scripts must not go on with is not written at all.
     refused = asked.strict and bool(migration.unranged)
+    written = None
     if not refused:
-        models.write(migration.model, asked.output, "tensorrt", plan=None, state=None)
-    written = None if refused else models.bytes_on_disk(asked.output)
+        written = models.write(migration.model, asked.output, "tensorrt", plan=None, state=None)
     show.json(_as_json(asked, migration, written, time.perf_counter() - started))
     _show(asked, migration, written, show)
     return 1 if refused else 0

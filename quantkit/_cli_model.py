@@ -147,11 +147,12 @@ def write(
     *,
     plan: Path | None,
     state: Path | None,
-) -> None:
-    """The ONNX file, or the program if the name says so, and what else was asked for."""
+) -> int:
+    """The ONNX file, or the program if the name says so, and what else was asked for; its bytes."""
     from quantkit.files import replacing
     from quantkit.model import QuantizedModel
     from quantkit.onnx.export import export_onnx
+    from quantkit.onnx.facts import bytes_on_disk
     from quantkit.program.writing import export_pt2
 
     with working(f"writing {output}"):
@@ -166,6 +167,7 @@ def write(
             temporary.write_text(json.dumps(json.loads(model.plan.to_json()), indent=2) + "\n")
     if state is not None and isinstance(model, QuantizedModel):
         model.save(state)
+    return bytes_on_disk(output)
 
 
 def is_program(output: Path) -> bool:
@@ -203,23 +205,6 @@ def bytes_of(model: Source) -> int:
     from quantkit.loading import weight_bytes
 
     return weight_bytes(model)
-
-
-def bytes_on_disk(path: Path) -> int:
-    """The size of a file; of an ONNX file, with the files that hold weights of it."""
-    import onnx
-
-    if is_program(path):
-        return path.stat().st_size
-
-    model = onnx.load(path, load_external_data=False)
-    beside = {
-        path.with_name(entry.value)
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return sum(file.stat().st_size for file in (path, *beside))
 
 
 def _examples(shapes: Shapes) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:

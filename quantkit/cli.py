@@ -151,10 +151,10 @@ def quantize(
         qmodel = models.quantize(source, chosen, given, shapes, static=static)
         if not leads():
             return
-        models.write(qmodel, output, wanted, plan=save_plan, state=save)
+        written = models.write(qmodel, output, wanted, plan=save_plan, state=save)
         show.quantized(
             qmodel.plan, chosen, output=output, form=wanted, bytes_before=models.bytes_of(source),
-            bytes_after=models.bytes_on_disk(output), seconds=time.perf_counter() - started,
+            bytes_after=written, seconds=time.perf_counter() - started,
             warnings=doubts,
         )  # fmt: skip
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from quantkit import plugins
 from quantkit.benching.report import LeftOut
 from quantkit.benching.runner import Device, Runner
-from quantkit.benching.sources import UnfitError, Variant, bytes_of
+from quantkit.benching.sources import UnfitError, Variant
 from quantkit.hardware import Gpus
+from quantkit.onnx.facts import bytes_on_disk
 
 DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 
@@ -108,5 +109,5 @@ def _of_variant(
             continue
         yield Cell(
             target=name, device=device, precision=precision.name, reference=reference,
-            half=precision.half, builds=runner.builds, file=file, file_bytes=bytes_of(file),
+            half=precision.half, builds=runner.builds, file=file, file_bytes=bytes_on_disk(file),
         )  # fmt: skip

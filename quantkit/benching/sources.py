@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +12,11 @@ from quantkit.benching.runner import Precision
 from quantkit.errors import QuantkitError
 from quantkit.interfaces import ExportForm, ModelFormat
 from quantkit.model import QuantizedModel
+from quantkit.onnx.export import LARGEST_FILE, quiet_exporter
 from quantkit.onnx.quantized import QuantizedOnnx
 
 #: The opset of float files: that of quantized ones.
 _OPSET: Final = 18
-#: A protobuf holds at most 2 GB; larger weights go to a file beside it.
-_LARGEST_FILE: Final = 2_000_000_000
 
 
 class UnfitError(Exception):
@@ -184,17 +178,6 @@ def _half(path: Path, folder: Path | None = None) -> Path:
     return copy
 
 
-def bytes_of(path: Path) -> int:
-    """The size of a file, with the files that hold weights of it."""
-    if path.suffix != ".onnx":
-        return path.stat().st_size
-    import onnx
-
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    places = {e.value for t in tensors for e in t.external_data if e.key == "location"}
-    return sum(file.stat().st_size for file in (path, *(path.with_name(p) for p in places)))
-
-
 def holds_qdq(path: Path) -> bool:
     """Whether a file is quantized already.
 
@@ -214,7 +197,7 @@ def holds_qdq(path: Path) -> bool:
 
 def _export_float(program: torch.export.ExportedProgram, path: Path) -> None:
     try:
-        with _quiet():
+        with quiet_exporter():
             exported = torch.onnx.export(
                 program, (), dynamo=True, opset_version=_OPSET, verbose=False
             )
@@ -226,18 +209,4 @@ def _export_float(program: torch.export.ExportedProgram, path: Path) -> None:
         raise UnfitError(f"the float model has no ONNX form: {why}") from error
     assert exported is not None
     size = sum(x.nbytes for x in program.state_dict.values())
-    exported.save(path, external_data=size > _LARGEST_FILE)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Mute the exporter's own warnings: no user can act on them."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    exported.save(path, external_data=size > LARGEST_FILE)

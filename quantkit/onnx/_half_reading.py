@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +18,7 @@ from quantkit.onnx.edit import add_constant
 from quantkit.onnx.facts import read_proto
 from quantkit.onnx.folding import fold_batchnorm
 from quantkit.onnx.opsets import opset_of, raise_opset
-from quantkit.onnx.reading import LARGEST_FILE
+from quantkit.onnx.reading import LARGEST_FILE, quiet
 
 #: The first in which DequantizeLinear has a scale of one type and a result of another.
 TYPED_GRIDS = 23
@@ -47,7 +44,7 @@ def read(path: Path) -> ir.Model:
             f"{path}: its weights outside the file cannot be read ({error}); put their file beside "
             "it, or export the model again"
         ) from error
-    with _quiet():
+    with quiet():
         common.InlinePass()(model)
         common.RemoveInitializersFromInputsPass()(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -78,7 +75,7 @@ def raise_for(model: ir.Model, half: HalfFormat, name: str) -> None:
     grids = any(n.op_type == "DequantizeLinear" for n in model.graph.all_nodes())
     wanted = max(half.opset, TYPED_GRIDS if grids else 0)
     if opset_of(model) < wanted:
-        with _quiet():
+        with quiet():
             raise_opset(model, wanted, name)
             infer_types(model)
     opsets = [helper.make_opsetid("", opset_of(model))]
@@ -139,17 +136,3 @@ def _plain_batchnorms(main: ir.Graph, graph: ir.Graph) -> None:
         out.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
         graph.remove(node, safe=True)
         total.outputs[0].name = out.name
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Mute the passes' own log: what matters is raised."""
-    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

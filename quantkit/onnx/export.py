@@ -163,7 +163,7 @@ def _export(model: QuantizedModel) -> ir.Model:
     args, kwargs = pytree.tree_map_only(
         Tensor, lambda t: t.to(device), (captured.args, captured.kwargs)
     )
-    with _quiet():
+    with quiet_exporter():
         try:
             program = recapture(graph, args, kwargs, captured.dynamic_shapes)
             exported = torch.onnx.export(
@@ -234,7 +234,7 @@ def _rename_external(path: Path, old: str, new: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Mute the exporter's own warnings (torchvision, deprecations): no user can act on them."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level

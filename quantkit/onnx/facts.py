@@ -77,3 +77,16 @@ def _plan(text: str | None) -> Placement | None:
         return None if text is None else Placement.from_json(text)
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def bytes_on_disk(path: Path) -> int:
+    """The size of a file; of an ONNX file, with the files that hold weights of it.
+
+    Raises:
+        ModelFileError: it is no ONNX file.
+    """
+    if path.suffix == ".pt2":
+        return path.stat().st_size
+    tensors = read_proto(path).graph.initializer
+    places = {e.value for t in tensors for e in t.external_data if e.key == "location"}
+    return sum(file.stat().st_size for file in (path, *(path.with_name(p) for p in places)))

@@ -61,7 +61,7 @@ def read_onnx(source: Path | str | ir.Model, *, opset: int = OLDEST_OPSET) -> ir
     name = "the model" if isinstance(source, ir.Model) else str(source)
     model = source.clone() if isinstance(source, ir.Model) else _load(Path(source))
     _require_float(model, name)
-    with _quiet():
+    with quiet():
         common.InlinePass()(model)
         _convert(model, name, opset)
         common.RemoveInitializersFromInputsPass()(model)
@@ -195,7 +195,7 @@ def _is_layer(node: ir.Node) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Mute the converters' and inference's own log: what matters is raised."""
     loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
