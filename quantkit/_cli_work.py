@@ -132,7 +132,7 @@ def require_checkpoint(
 def require_file(path: Path) -> None:
     """Tell before slow imports that there is no such file."""
     if not path.is_file():
-        raise ModelFileError(f"{path}: no such file; give a file that quantize writes, .onnx or .pt2")
+        raise ModelFileError(f"{path}: no such file; give one that quantize writes, .onnx or .pt2")
 
 
 def require_writable(path: Path) -> None:
