@@ -37,6 +37,7 @@ bench: $(VENV)/.bench ## Measure accuracy, size, speed and calibration of real m
 	@$(BIN)/python -m benchmarks.qat
 	@$(BIN)/python -m benchmarks.half
 	@$(BIN)/python -m benchmarks.engines
+	@$(BIN)/python -m benchmarks.inductor
 
 docs-models: $(VENV)/.bench ## Write docs/models.md: what becomes of well-known models.
 	@$(BIN)/python -m benchmarks.models --out docs/models.md
