@@ -110,8 +110,8 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "## Inductor",
         "",
-        "`python -m benchmarks.inductor`; one thread, rows in turns, speed-up over eager of the same",
-        "batch in float. *Parity* is simulation against the compiled package, on evaluation data.",
+        "`python -m benchmarks.inductor`; one thread, rows in turns, speed-up over eager of the",
+        "same batch in float. *Parity* is simulation against the package, on evaluation data.",
         "",
         *render(results),
         "",
