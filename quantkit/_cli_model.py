@@ -112,7 +112,7 @@ def prepared(
     with working("capturing the model"):
         return prepare(
             model, recipe, example_inputs=args, example_kwargs=kwargs,
-            dynamic_shapes=None if static else "batch",
+            dynamic_shapes=None if static else "batch", calibration=data,
         )  # fmt: skip
 
 
@@ -130,14 +130,20 @@ def quantize(
 
 
 def complete(qmodel: QuantizedModel, given: Seen) -> None:
-    """Calibrate a prepared model and round its weights."""
+    """Calibrate a prepared model, round its weights, and correct what that costs."""
     from quantkit.model_calibration import calibrate
-    from quantkit.workflow import round_weights
+    from quantkit.workflow import correct, round_weights, samples_needed
 
     if any(True for _ in qmodel.of_role("activation")) and (given.data or given.statistics):
         calibrate(qmodel, given.data, statistics=given.statistics, checkpoint=given.checkpoint)
+    if samples_needed(qmodel.recipe):
+        # They show their own progress.
+        round_weights(qmodel, given.data)
+        correct(qmodel, given.data)
+        return
     with working("rounding weights"):
         round_weights(qmodel)
+        correct(qmodel)
 
 
 def write(

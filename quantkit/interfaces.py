@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from quantkit.batches import Call
+    from quantkit.model import QuantizedModel
     from quantkit.numerics import QParams
+    from quantkit.recipe import Recipe
+    from quantkit.reconstruction.block import Block
+    from quantkit.reconstruction.problem import LayerProblem
 
 
 class Severity(StrEnum):
@@ -132,12 +137,78 @@ class Pass(ABC):
         """Rewrite ``graph`` in place; returns how many places were changed."""
 
 
+class DataPass(ABC):
+    """Rewrites a captured float graph by what calibration data show of it."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """How many samples of the calibration data it looks at."""
+
+    @abstractmethod
+    def apply(self, graph: torch.fx.GraphModule, recipe: Recipe, calls: Sequence[Call]) -> int:
+        """Rewrite ``graph`` in place; returns how many places were changed.
+
+        Args:
+            graph: captured, in evaluation mode; other passes may have run over it.
+            recipe: that will quantize it: schemes and placement.
+            calls: ``samples`` of them at least, where there are as many, in calls of a few each.
+        """
+
+
+class ModelPass(ABC):
+    """Changes a quantized model that is calibrated and whose weights lie on their grids."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """How many samples of the calibration data it looks at; 0 for none."""
+
+    @abstractmethod
+    def apply(self, model: QuantizedModel, calls: Sequence[Call]) -> int:
+        """Change ``model`` in place; returns how many places were changed.
+
+        Weights stay on their grids (a grid may move with its weight), and biases on those of the
+        sums that they join.
+        """
+
+
 class Rounding(ABC):
-    """Puts the weights of one layer on their grid."""
+    """Puts the weights of one layer on their grid, each tensor by itself."""
 
     @abstractmethod
     def round(self, weight: Tensor, qparams: QParams) -> Tensor:
         """Values on the grid, in float, of the shape of ``weight``."""
+
+
+class LayerRounding(ABC):
+    """Puts the weights of one layer on a grid by what the layer makes of its inputs."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """How many samples of the calibration data it looks at."""
+
+    @abstractmethod
+    def round(self, problem: LayerProblem) -> tuple[Tensor, Tensor]:
+        """Integers of the grid, as floats, and the steps of the grid.
+
+        Both of the shape of ``problem.weight``, the steps broadcast to it; a rounding that keeps
+        the grid returns ``problem.step``.
+        """
+
+
+class BlockRounding(ABC):
+    """Puts the weights of several layers on their grids, by the result that they make together."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """How many samples of the calibration data it looks at."""
+
+    @abstractmethod
+    def round(self, block: Block) -> None:
+        """Set the weights of ``block``, by ``block.set_weight``."""
 
 
 #: How Q/DQ is written: TensorRT wants int8 with zero-point 0; ONNX Runtime on x86 runs uint8

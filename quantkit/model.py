@@ -102,11 +102,14 @@ class QuantizedModel(nn.Module):
             # Two activations: each has a grid of its own, and neither is a weight.
             constant = weight is not None and weight.observer is None
             bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+            source = node.args[1].args[0] if constant else node.args[1]
             yield Layer(
                 name=name,
+                node=node,
                 activation=self._quantizer_before(node.args[0]),
                 weight=weight if constant else None,
-                weight_source=node.args[1].args[0] if constant else node.args[1],
+                weight_source=source,
+                weight_value=get_constant(self.graph, source),
                 bias=get_constant(self.graph, bias),
             )
 
@@ -222,12 +225,24 @@ def copied(model: QuantizedModel) -> QuantizedModel:
 
 @dataclass(frozen=True)
 class Layer:
-    """A quantized layer: the quantizers of its inputs, and what they stand behind."""
+    """A quantized layer: the quantizers of its inputs, and what they stand behind.
+
+    Attributes:
+        name: the plan's.
+        node: of the captured graph.
+        activation: the quantizer of its input.
+        weight: the quantizer of its weight, where that is constant.
+        weight_source: the node that makes the weight.
+        weight_value: the parameter that this node reads; ``None`` where it computes its result.
+        bias: the parameter.
+    """
 
     name: str
+    node: fx.Node
     activation: FakeQuantize | None
     weight: FakeQuantize | None
     weight_source: fx.Node
+    weight_value: Tensor | None
     bias: Tensor | None
 
     @property

@@ -162,8 +162,18 @@ def first_calls(
     if isinstance(calibration, Iterator):
         peeked, calibration = tee(calibration)
     with distributed.together():
-        calls = ModelRunner(model).calls(batches.as_batches(peeked))
-        return list(islice(calls, math.ceil(samples / SAMPLES_AT_A_TIME))), calibration
+        return calls_of(model.capture, peeked, samples), calibration
+
+
+def calls_of(captured: Capture, calibration: Iterable[Any], samples: int) -> list[batches.Call]:
+    """About so many of the first samples, checked, in calls of `SAMPLES_AT_A_TIME`.
+
+    Raises:
+        DataError: as `calibrate`.
+    """
+    checked = _checked(batches.as_batches(calibration), captured, 0)
+    calls = batches.regroup(checked, SAMPLES_AT_A_TIME, captured.batched)
+    return list(islice(calls, math.ceil(samples / SAMPLES_AT_A_TIME)))
 
 
 def judged(

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -83,6 +84,21 @@ def find(folder: str, name: str, base: type[T]) -> type[T]:
             "keep one a file, and start the names of files that are no plug-in with an underscore"
         )
     return unique[0]
+
+
+def find_any(folder: str, name: str, bases: Sequence[type]) -> type:
+    """As `find`, of a folder whose plug-ins implement one of several bases.
+
+    Example:
+        >>> from quantkit.interfaces import DataPass, ModelPass, Pass
+        >>> find_any("passes", "fold_batchnorm", (Pass, DataPass, ModelPass)).__name__
+        'FoldBatchNorm'
+    """
+    if name not in names(folder):
+        raise RecipeError(_unknown(bases[0].__name__.lower(), name, names(folder)))
+    module = _module(folder, name)
+    base = next((base for base in bases if _classes(module, base)), bases[0])
+    return find(folder, name, base)
 
 
 def recipe_path(name: str) -> Path:

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from quantkit.errors import RecipeError
 from quantkit.spec import DType, QuantSpec, Scheme
@@ -138,11 +147,19 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _all_named(values: Any) -> Any:
+    return [_named(value) for value in values] if isinstance(values, (list, tuple)) else values
+
+
 class PlugIn(_Frozen):
     """A plug-in by its file name, with its settings."""
 
     name: str
     settings: dict[str, float | int | bool | str | None] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _short(self, whole: SerializerFunctionWrapHandler) -> Any:
+        return whole(self) if self.settings else self.name
 
 
 class Recipe(_Frozen):
@@ -156,7 +173,7 @@ class Recipe(_Frozen):
         calibrator: of activations.
         weight_calibrator: of weights, each slice by itself: the range of the values it has, or
             ``mse``, which at 4 bits cuts off what is rare.
-        passes: over the float graph, in order.
+        passes: over the float graph, and those over the quantized model, each in order.
         rounding: of weights.
         placement: where quantizers go.
         overrides: other schemes for some layers.
@@ -175,7 +192,9 @@ class Recipe(_Frozen):
     scheme: SchemeChoice
     calibrator: Annotated[PlugIn, BeforeValidator(_named)] = PlugIn(name="minmax")
     weight_calibrator: Annotated[PlugIn, BeforeValidator(_named)] = PlugIn(name="minmax")
-    passes: tuple[str, ...] = ("fold_batchnorm",)
+    passes: Annotated[tuple[PlugIn, ...], BeforeValidator(_all_named)] = (
+        PlugIn(name="fold_batchnorm"),
+    )
     rounding: Annotated[PlugIn, BeforeValidator(_named)] = PlugIn(name="nearest")
     placement: PlacementChoice = PlacementChoice()
     overrides: tuple[Override, ...] = ()

@@ -1,4 +1,4 @@
-"""``quantize`` and its three steps: prepare, calibrate, round the weights."""
+"""``quantize`` and its steps: prepare, calibrate, round the weights, correct what that costs."""
 
 from __future__ import annotations
 
@@ -25,20 +25,30 @@ from quantkit.graph.functionalize import functionalize
 from quantkit.graph.placement import place
 from quantkit.graph.regions import STUB, seen_by_stubs
 from quantkit.interfaces import (
+    BlockRounding,
     Calibrator,
+    DataPass,
     Finding,
+    LayerRounding,
+    ModelPass,
     Pass,
     Rounding,
     Severity,
     Target,
 )
 from quantkit.loading import require_finite
-from quantkit.model import Layer, QuantizedModel, insert_quantizers
-from quantkit.model_calibration import calibrate
+from quantkit.model import QuantizedModel, insert_quantizers
+from quantkit.model_calibration import calibrate, calls_of
 from quantkit.recipe import PlugIn, Recipe, read_recipe
+from quantkit.reconstruction.layers import set_weight
+from quantkit.reconstruction.steps import reconstruct
 from quantkit.settling import make_room_for_bias, round_bias
 
 T = TypeVar("T")
+
+#: The kinds of passes and roundings that a recipe may name.
+PASSES = (Pass, DataPass, ModelPass)
+ROUNDINGS = (Rounding, LayerRounding, BlockRounding)
 
 
 def quantize(
@@ -82,7 +92,7 @@ def quantize(
         ('0', '2')
     """
     resolved = resolve_recipe(recipe, target=target, cpu=cpu)
-    samples = calibration
+    samples, again = calibration, calibration
     captured = isinstance(model, torch.export.ExportedProgram)
     if example_inputs is None and example_kwargs is None and not (captured and statistics):
         if calibration is None:
@@ -90,9 +100,11 @@ def quantize(
                 "neither example_inputs nor calibration batches were given; pass one of them"
             )
         example_inputs, example_kwargs, samples = _first_batch(calibration)
+    if samples is not None and (needed := samples_needed(resolved)):
+        again, samples = _readable_again(samples, needed)
     prepared = prepare(
         model, resolved, example_inputs=example_inputs or (), example_kwargs=example_kwargs,
-        dynamic_shapes=dynamic_shapes,
+        dynamic_shapes=dynamic_shapes, calibration=again,
     )  # fmt: skip
     if any(True for _ in prepared.of_role("activation")):
         if samples is None and not statistics:
@@ -101,7 +113,8 @@ def quantize(
                 "calibration=batches, or use a weight-only recipe"
             )
         calibrate(prepared, samples, statistics=statistics)
-    round_weights(prepared)
+    round_weights(prepared, again)
+    correct(prepared, again)
     return prepared
 
 
@@ -121,9 +134,9 @@ def resolve_recipe(
         found = found.with_weight_bits(hardware.weight_bits(hardware.named_cpu(cpu)))
     for calibrator in (found.calibrator, found.weight_calibrator):
         _plugin("calibrators", calibrator, Calibrator)
-    _plugin("rounding", found.rounding, Rounding)
-    for name in found.passes:
-        plugins.find("passes", name, Pass)
+    _any_plugin("rounding", found.rounding, ROUNDINGS)
+    for choice in found.passes:
+        _any_plugin("passes", choice, PASSES)
     for finding in refusals(found, target):
         if finding.severity is Severity.ERROR:
             raise RecipeError(f"recipe {found.name}: {finding.why} {finding.fix}")
@@ -146,16 +159,18 @@ def prepare(
     example_inputs: tuple[Any, ...],
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: DynamicShapes = "batch",
+    calibration: Iterable[Any] | None = None,
 ) -> QuantizedModel:
     """Capture a copy of ``model``, run the recipe's passes, and put quantizers where they belong.
 
     ``model`` itself is not changed. Weights have their grids afterwards; activations pass through
-    unchanged until ``calibrate``.
+    unchanged until ``calibrate``. ``calibration`` (which can be read again) is for passes that look
+    at data.
     """
     recipe = recipe if isinstance(recipe, Recipe) else resolve_recipe(recipe)
     captured = transformed(
         model, recipe, example_inputs=example_inputs, example_kwargs=example_kwargs,
-        dynamic_shapes=dynamic_shapes,
+        dynamic_shapes=dynamic_shapes, calibration=calibration,
     )  # fmt: skip
     return planned(captured, recipe, seen_by_stubs(model) if isinstance(model, nn.Module) else {})
 
@@ -167,6 +182,7 @@ def transformed(
     example_inputs: tuple[Any, ...],
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: DynamicShapes = "batch",
+    calibration: Iterable[Any] | None = None,
 ) -> Capture:
     """The first half of `prepare`: a captured copy of ``model`` that the passes have run over."""
     require_finite(model, type(model).__name__)
@@ -179,8 +195,12 @@ def transformed(
         module = copy.deepcopy(captured.module)
     functionalize(module)
     split_attention(module)
-    for name in recipe.passes:
-        plugins.find("passes", name, Pass)().apply(module)
+    for choice in recipe.passes:
+        found = _any_plugin("passes", choice, PASSES)
+        if isinstance(found, Pass):
+            found.apply(module)
+        elif isinstance(found, DataPass):
+            found.apply(module, recipe, _calls(captured, calibration, found.samples, choice.name))
     return replace(captured, module=module)
 
 
@@ -225,33 +245,93 @@ def _begin_with(quantizer: FakeQuantize, path: str, low: Tensor, high: Tensor) -
         quantizer.observer.begin_with(low, high)
 
 
-def round_weights(model: QuantizedModel) -> None:
+def round_weights(model: QuantizedModel, calibration: Iterable[Any] | None = None) -> None:
     """Put the weights on their grids by the recipe's rounding, and the biases on the accumulator's.
 
     Integer runtimes hold a bias as a multiple of ``s_x * s_w``, the step of the sums it is added
     to. A bias that is one already is the same in simulation and in every engine; it moves by half
     a step of a 32-bit sum at most.
+
+    Args:
+        model: calibrated, where its activations are quantized.
+        calibration: batches that can be read again, for roundings that learn from data.
+
+    Raises:
+        DataError: the rounding learns from data, and there are none.
+        RecipeError: it cannot round a weight that is computed from others.
     """
-    rounding = _plugin("rounding", model.recipe.rounding, Rounding)
+    choice = model.recipe.rounding
+    rounding = _any_plugin("rounding", choice, ROUNDINGS)
+    with torch.no_grad():
+        for layer in model.layers():
+            if layer.weight is not None:
+                make_room_for_bias(layer)
+    if isinstance(rounding, (LayerRounding, BlockRounding)):
+        calls = _calls(model.capture, calibration, rounding.samples, choice.name)
+        reconstruct(model, rounding, calls)
     with torch.no_grad():
         for layer in model.layers():
             if layer.weight is None:
                 continue
-            make_room_for_bias(layer)
-            weight = evaluate_constant(model.graph, layer.weight_source)
-            rounded = rounding.round(weight, layer.weight.qparams)
-            if not torch.equal(rounded, layer.weight(weight)):
-                _set_weight(layer, weight, rounded)
+            if isinstance(rounding, Rounding):
+                weight = evaluate_constant(model.graph, layer.weight_source)
+                rounded = rounding.round(weight, layer.weight.qparams)
+                if not torch.equal(rounded, layer.weight(weight)):
+                    set_weight(layer, rounded)
             round_bias(layer)
 
 
-def _set_weight(layer: Layer, weight: Tensor, rounded: Tensor) -> None:
-    if layer.weight_source.op != "get_attr":
-        raise RecipeError(
-            f"{layer.name} computes its weight from others, so no rounding but nearest can be "
-            "kept; set rounding: nearest, or leave the layer in float by an override"
+def correct(model: QuantizedModel, calibration: Iterable[Any] | None = None) -> None:
+    """Run the recipe's passes over the quantized model: what rounding has cost, they win back.
+
+    Args:
+        model: calibrated, its weights rounded.
+        calibration: batches that can be read again.
+
+    Raises:
+        DataError: a pass looks at data, and there are none.
+    """
+    for choice in model.recipe.passes:
+        found = _any_plugin("passes", choice, PASSES)
+        if isinstance(found, ModelPass):
+            found.apply(model, _calls(model.capture, calibration, found.samples, choice.name))
+
+
+def samples_needed(recipe: Recipe) -> int:
+    """How many samples of the calibration data its passes and rounding look at, beside ranges."""
+    steps = [_any_plugin("passes", choice, PASSES) for choice in recipe.passes]
+    steps.append(_any_plugin("rounding", recipe.rounding, ROUNDINGS))
+    return max((int(getattr(step, "samples", 0)) for step in steps), default=0)
+
+
+def _calls(
+    captured: Capture, calibration: Iterable[Any] | None, samples: int, step: str
+) -> list[batches.Call]:
+    """What one step looks at."""
+    if samples == 0:
+        return []
+    if calibration is None:
+        raise DataError(
+            f"{step} looks at calibration data, and there are none; pass calibration=batches, or "
+            "take it out of the recipe"
         )
-    weight.copy_(rounded)
+    return calls_of(captured, calibration, samples)
+
+
+def _readable_again(
+    calibration: Iterable[Any], samples: int
+) -> tuple[Iterable[Any], Iterable[Any]]:
+    """The first samples, to be read several times, and all data; of an iterator they are kept."""
+    if not isinstance(calibration, Iterator):
+        return calibration, calibration
+    kept: list[Any] = []
+    count = 0
+    for args, kwargs in batches.as_batches(calibration):
+        kept.append(args if args else kwargs)
+        count += max((x.shape[0] for x in (*args, *kwargs.values()) if x.dim()), default=1)
+        if count >= samples:
+            break
+    return kept, chain(kept, calibration)
 
 
 def _find_recipe(recipe: str | Path) -> Recipe:
@@ -262,7 +342,15 @@ def _find_recipe(recipe: str | Path) -> Recipe:
 
 def _plugin(folder: str, choice: PlugIn, base: type[T]) -> T:
     """A plug-in with the recipe's settings."""
-    kind = plugins.find(folder, choice.name, base)
+    return _made(plugins.find(folder, choice.name, base), choice)
+
+
+def _any_plugin(folder: str, choice: PlugIn, bases: Sequence[type]) -> Any:
+    """A plug-in of one of several bases with the recipe's settings."""
+    return _made(plugins.find_any(folder, choice.name, bases), choice)
+
+
+def _made(kind: type[T], choice: PlugIn) -> T:
     try:
         return kind(**choice.settings)
     except (TypeError, ValueError) as error:

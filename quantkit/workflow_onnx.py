@@ -15,7 +15,14 @@ from quantkit.errors import DataError, ModelFileError, RecipeError
 from quantkit.graph.abstract import COMPUTE, Kind
 from quantkit.graph.placement import place
 from quantkit.graph.plan import Placement
-from quantkit.interfaces import Calibrator, Rounding, Statistic, Target
+from quantkit.interfaces import (
+    BlockRounding,
+    Calibrator,
+    LayerRounding,
+    Rounding,
+    Statistic,
+    Target,
+)
 from quantkit.onnx.calibrating import OnnxRunner
 from quantkit.onnx.describing import OnnxDescription, describe_onnx
 from quantkit.onnx.folding import apply_passes
@@ -93,7 +100,7 @@ def prepare_onnx(
     recipe = recipe if isinstance(recipe, Recipe) else resolve_recipe(recipe)
     specs = [s for scheme in recipe.schemes() for s in (scheme.weights, scheme.activations) if s]
     read = read_onnx(model, opset=minimum_opset(specs))
-    apply_passes(read, recipe.passes)
+    apply_passes(read, [choice.name for choice in recipe.passes])
     description = describe_onnx(read.graph)
     reasons = dict(float_layers or {})
     extra = tuple(Override(module=glob.escape(name), scheme=None) for name in reasons)
@@ -164,4 +171,10 @@ def observe_onnx(
 def round_onnx_weights(model: QuantizedOnnx) -> None:
     """Put weights and biases on their grids by the recipe's rounding; activations have theirs."""
     chosen = model.recipe.rounding
-    model.round_weights(plugins.find("rounding", chosen.name, Rounding)(**chosen.settings))
+    kind = plugins.find_any("rounding", chosen.name, (Rounding, LayerRounding, BlockRounding))
+    if not issubclass(kind, Rounding):
+        raise RecipeError(
+            f"the rounding {chosen.name} learns from layers' inputs, which ONNX files have no way "
+            "for; quantize the PyTorch model that the file was made of, or set rounding: nearest"
+        )
+    model.round_weights(kind(**chosen.settings))

@@ -56,8 +56,8 @@ def captured_graph(model: nn.Module, args: tuple[Tensor, ...], recipe: str | Rec
     functionalize(module)
     split_attention(module)
     chosen = recipe if isinstance(recipe, Recipe) else resolve_recipe(recipe, cpu="vnni")
-    for name in chosen.passes:
-        plugins.find("passes", name, Pass)().apply(module)
+    for choice in chosen.passes:
+        plugins.find("passes", choice.name, Pass)().apply(module)
     return describe(module).graph
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
 from quantkit.errors import RecipeError
 
 
-def apply_passes(model: ir.Model, passes: tuple[str, ...]) -> None:
+def apply_passes(model: ir.Model, passes: Sequence[str]) -> None:
     """Run the passes of a recipe in place.
 
     Raises:

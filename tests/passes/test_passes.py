@@ -16,7 +16,7 @@ from quantkit.graph.capture import capture, recapture
 from quantkit.graph.functionalize import functionalize
 from quantkit.interfaces import Pass
 
-NAMES = plugins.names("passes")
+NAMES = plugins.names_of("passes", Pass)
 Make = Callable[[], small_models.SmallModel]
 
 

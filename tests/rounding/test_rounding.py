@@ -15,7 +15,7 @@ from quantkit.interfaces import Rounding
 from quantkit.numerics import QParams
 from quantkit.spec import QuantSpec
 
-NAMES = plugins.names("rounding")
+NAMES = plugins.names_of("rounding", Rounding)
 SPECS = [
     QuantSpec(),
     QuantSpec(axis=0),

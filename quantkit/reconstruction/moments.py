@@ -1,0 +1,85 @@
+"""The moments of a layer's inputs, gathered call by call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from quantkit.model import Layer
+from quantkit.reconstruction.layers import Form
+from quantkit.reconstruction.stream import Stream, Values, sample_count
+
+#: Positions of all samples together that a layer's moments are of, beside 16 for each input.
+MOST_POSITIONS = 1 << 17
+
+
+@dataclass
+class Moments:
+    """Sums of ``x̂ x̂ᵀ``, ``x x̂ᵀ`` and ``x xᵀ``, each ``(groups, inputs, inputs)`` float64."""
+
+    quantized: Tensor
+    crossed: Tensor
+    floating: Tensor
+    count: int = 0
+
+    @classmethod
+    def none(cls, form: Form) -> Moments:
+        """Before any sample."""
+        inputs = form.matrices(torch.empty(form.shape, device="meta")).shape[-1]
+        zeros = torch.zeros(form.groups, inputs, inputs, dtype=torch.float64)
+        return cls(zeros, zeros.clone(), zeros.clone())
+
+    def add(self, floating: Tensor, quantized: Tensor) -> None:
+        """Take in rows of inputs, ``(groups, positions, inputs)`` each."""
+        self.quantized += (quantized.mT @ quantized).double()
+        self.crossed += (floating.mT @ quantized).double()
+        self.floating += (floating.mT @ floating).double()
+        self.count += floating.shape[1]
+
+    def means(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``G``, ``C`` and ``F`` in float32."""
+        count = max(self.count, 1)
+        return (
+            (self.quantized / count).float(),
+            (self.crossed / count).float(),
+            (self.floating / count).float(),
+        )
+
+
+@torch.no_grad()
+def moments_of(
+    stream: Stream, layer: Layer, form: Form, float_constants: Values, *, seed: int = 0
+) -> Moments:
+    """The moments of a layer's inputs over all calls, from where the stream stands.
+
+    Args:
+        stream: at the beginning of the layer's block, or of the layer.
+        layer: within what comes next.
+        form: of the layer.
+        float_constants: the constants of the float model from here to the layer, as they were
+            before any weight of the block was rounded.
+        seed: of the positions that are drawn where there are many.
+    """
+    pieces = stream.pieces
+    stop, source = pieces.index[layer.node], layer.node.args[0]
+    assert isinstance(source, fx.Node)
+    found = Moments.none(form)
+    generator = torch.Generator().manual_seed(seed)
+    most = max(MOST_POSITIONS, 16 * found.quantized.shape[-1]) // max(len(stream.floating), 1)
+    constants: Values = {}
+    for floating, quantized in zip(stream.floating, stream.quantized, strict=True):
+        start = stream.place
+        x = pieces.run(floating, start, stop, quantized=False, constants=float_constants)[source]
+        y = pieces.run(quantized, start, stop, quantized=True, constants=constants)[source]
+        state = generator.get_state()
+        rows = form.rows(x.float(), most, generator)
+        generator.set_state(state)
+        found.add(rows, form.rows(y.float(), most, generator))
+    return found
+
+
+def samples_in(stream: Stream) -> int:
+    """How many samples are on their way."""
+    return sum(sample_count(values) for values in stream.floating)

@@ -1,0 +1,117 @@
+"""Round the weights of a whole model, block by block, each told what those before it have done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from quantkit.batches import Call
+from quantkit.errors import DataError
+from quantkit.interfaces import BlockRounding, LayerRounding
+from quantkit.model import Layer, QuantizedModel
+from quantkit.progress import track
+from quantkit.reconstruction.block import Block
+from quantkit.reconstruction.blocks import Span, blocks_of
+from quantkit.reconstruction.layers import form_of, gathered, own_weight, set_weight, spread
+from quantkit.reconstruction.moments import moments_of
+from quantkit.reconstruction.problem import LayerProblem
+from quantkit.reconstruction.stream import Stream, Values
+
+
+def reconstruct(
+    model: QuantizedModel, rounding: LayerRounding | BlockRounding, calls: Sequence[Call]
+) -> None:
+    """Round every weight that the plan quantizes, from the model's beginning to its end.
+
+    Inputs are those of the prefix that is quantized already, beside those of the float model.
+    Between blocks only what is alive there is kept, of all samples.
+
+    Args:
+        model: calibrated; its weights are those of the float model.
+        rounding: learns one layer at a time, or one block.
+        calls: checked; all are kept in memory.
+
+    Raises:
+        DataError: there are no samples.
+        RecipeError: a weight is computed from others.
+    """
+    if not calls:
+        raise DataError("a rounding that learns needs calibration data; pass at least one batch")
+    for layer in model.layers():
+        if layer.weight is not None:
+            own_weight(layer)
+    training = model.training
+    model.eval()
+    model.simulate()
+    stream = Stream(model, calls)
+    spans = blocks_of(model, stream.pieces)
+    try:
+        for span in track(spans, "rounding weights", total=len(spans)):
+            floating = stream.ahead(span.stop)
+            if isinstance(rounding, BlockRounding):
+                rounding.round(Block(stream, span, floating))
+            else:
+                _round_layers(stream, span, rounding)
+            stream.move(span.stop, floating)
+    finally:
+        model.train(training)
+
+
+def _round_layers(stream: Stream, span: Span, rounding: LayerRounding) -> None:
+    """Each layer of a block in turn."""
+    before: Values = {}
+    kept = {layer.name: own_weight(layer).detach().clone() for layer in span.layers}
+    for layer in span.layers:
+        before[layer.weight_source] = kept[layer.name]
+    for layer in span.layers:
+        problem = problem_of(stream, layer, dict(before))
+        if problem is not None:
+            _apply(layer, problem, rounding)
+        else:
+            assert layer.weight is not None
+            set_weight(layer, layer.weight(kept[layer.name]))
+
+
+def problem_of(stream: Stream, layer: Layer, float_constants: Values) -> LayerProblem | None:
+    """What a rounding is told of a layer; ``None`` for a form that it has no matrices of.
+
+    Args:
+        stream: at the beginning of the layer's block.
+        layer: of the block.
+        float_constants: the float weights of the block, by the nodes that read them.
+    """
+    assert layer.weight is not None
+    weight = float_constants[layer.weight_source]
+    form = form_of(layer.node, weight)
+    if form is None:
+        return None
+    moments = moments_of(stream, layer, form, float_constants)
+    quantized, crossed, floating = moments.means()
+    qparams = layer.weight.qparams
+    step, zero_point = spread(qparams, form.shape)
+    return LayerProblem(
+        name=layer.name,
+        weight=form.matrices(weight.detach().float()),
+        step=form.matrices(step),
+        zero_point=form.matrices(zero_point),
+        spec=qparams.spec,
+        quantized=quantized,
+        crossed=crossed,
+        floating=floating,
+    )
+
+
+def _apply(layer: Layer, problem: LayerProblem, rounding: LayerRounding) -> None:
+    """Let a rounding have the layer, and keep what it found."""
+    assert layer.weight is not None
+    weight = own_weight(layer)
+    form = form_of(layer.node, weight)
+    assert form is not None
+    integers, step = rounding.round(problem)
+    layer.weight.set_qparams(gathered(form.weight(step), layer.weight.qparams))
+    # By the grid's own arithmetic, so that simulation finds the same values again.
+    with torch.no_grad():
+        set_weight(
+            layer, layer.weight(form.weight(problem.values(integers, step)).to(weight.dtype))
+        )
