@@ -40,7 +40,7 @@ class Block:
     Attributes:
         name: the path that its layers have in common.
         layers: those whose weights are to be rounded.
-        activations: the quantizers of activations within, by name.
+        activations: the quantizers of activations that are read within and nowhere else, by name.
     """
 
     def __init__(self, stream: Stream, span: Span, floating: Sequence[Values]) -> None:
@@ -55,15 +55,7 @@ class Block:
         self._layers = {layer.name: layer for layer in span.layers}
         self.layers = tuple(_seen(layer) for layer in span.layers)
         self._targets = [values[self._output] for values in floating]
-        pieces = stream.pieces
-        quantizers = (
-            pieces.model.graph.get_submodule(str(node.target))
-            for node in pieces.nodes[span.start : span.stop]
-            if node.op == "call_module"
-        )
-        self.activations = {
-            q.name: q for q in quantizers if isinstance(q, FakeQuantize) and q.observer is not None
-        }
+        self.activations = _own_quantizers(stream, span)
 
     def __len__(self) -> int:
         """How many calls the samples came in."""
@@ -143,6 +135,18 @@ class Block:
         assert bias is not None
         with torch.no_grad():
             bias.copy_(values)
+
+
+def _own_quantizers(stream: Stream, span: Span) -> dict[str, FakeQuantize]:
+    """The quantizers of activations all of whose uses lie within."""
+    pieces = stream.pieces
+    inside: dict[str, bool] = {}
+    for place, node in enumerate(pieces.nodes):
+        if node.op == "call_module":
+            within = span.start <= place < span.stop
+            inside[str(node.target)] = inside.get(str(node.target), True) and within
+    modules = (pieces.model.graph.get_submodule(path) for path, own in inside.items() if own)
+    return {q.name: q for q in modules if isinstance(q, FakeQuantize) and q.observer is not None}
 
 
 def _seen(layer: Layer) -> BlockLayer:

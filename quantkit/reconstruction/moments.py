@@ -11,8 +11,10 @@ from quantkit.model import Layer
 from quantkit.reconstruction.layers import Form
 from quantkit.reconstruction.stream import Stream, Values, sample_count
 
-#: Positions of all samples together that a layer's moments are of, beside 16 for each input.
-MOST_POSITIONS = 1 << 17
+#: How many positions, of all samples together, a layer's moments are of: so many at least (where
+#: there are as many), and so many for each input: the moments' own error is then about 1 %.
+LEAST_POSITIONS = 1 << 12
+POSITIONS_AN_INPUT = 32
 
 
 @dataclass
@@ -67,7 +69,8 @@ def moments_of(
     assert isinstance(source, fx.Node)
     found = Moments.none(form)
     generator = torch.Generator().manual_seed(seed)
-    most = max(MOST_POSITIONS, 16 * found.quantized.shape[-1]) // max(len(stream.floating), 1)
+    wanted = max(LEAST_POSITIONS, POSITIONS_AN_INPUT * found.quantized.shape[-1])
+    most = -(-wanted // max(len(stream.floating), 1))
     constants: Values = {}
     for floating, quantized in zip(stream.floating, stream.quantized, strict=True):
         start = stream.place
