@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from quantkit.spec import QuantSpec, Scheme
 
@@ -159,6 +159,9 @@ class DataPass(ABC):
 class ModelPass(ABC):
     """Changes a quantized model that is calibrated and whose weights lie on their grids."""
 
+    #: Whether it compares with the float weights, which are then kept while weights are rounded.
+    reads_float_weights: ClassVar[bool] = False
+
     @property
     @abstractmethod
     def samples(self) -> int:
@@ -205,6 +208,11 @@ class BlockRounding(ABC):
     @abstractmethod
     def samples(self) -> int:
         """How many samples of the calibration data it looks at."""
+
+    @property
+    @abstractmethod
+    def first(self) -> LayerRounding | None:
+        """What rounds the layers of each block before, for it to begin with; ``None``: nearest."""
 
     @abstractmethod
     def round(self, block: Block) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -35,6 +35,21 @@ OUTPUT_AXIS: dict[Any, int] = {
     aten.conv_transpose2d.input: 1,
     aten.conv_transpose3d.input: 1,
 }
+
+#: Where the node of a layer that batch-norm was folded into keeps the `Normal` of its result.
+NORMAL = "quantkit_normal"
+
+
+class Normal(NamedTuple):
+    """How a layer's results spread in each output channel, as its batch-norm had learned it.
+
+    Attributes:
+        mean: ``(channels,)``; beta.
+        std: ``(channels,)``; gamma without its sign.
+    """
+
+    mean: Tensor
+    std: Tensor
 
 
 @dataclass(frozen=True)

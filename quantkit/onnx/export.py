@@ -25,7 +25,7 @@ from quantkit.graph.plan import Placement
 from quantkit.interfaces import ExportForm
 from quantkit.model import QuantizedModel
 from quantkit.numerics import QParams
-from quantkit.onnx import biases, clips, guards, tidy
+from quantkit.onnx import biases, clips, guards, limits, tidy
 from quantkit.onnx.inserting import marked_copy
 from quantkit.onnx.lower import lower, minimum_opset
 from quantkit.onnx.marks import marked
@@ -110,6 +110,7 @@ def finish(
     lower(exported, grids, form)
     tidy.pool_globally(exported.graph)
     tidy.fold_pads(exported.graph)
+    limits.limits_in_integers(exported.graph, move=form == "onnxruntime")
     clips.remove_implied_clips(exported.graph)
     if form == "onnxruntime":
         clips.clip_in_integers(exported.graph)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from quantkit.graph.batchnorm import Foldable, bias_path, foldable, set_bias
+from quantkit.graph.batchnorm import NORMAL, Foldable, Normal, bias_path, foldable, set_bias
 from quantkit.graph.edit import add_constant, constant, readers, set_constant
 from quantkit.interfaces import Pass
 
@@ -21,7 +21,8 @@ class FoldBatchNorm(Pass):
 
     Jacob et al. 2018, section 3.2. Folds where the layer's result goes nowhere else and both are
     constant; all other batch-norms stay. The graph is in evaluation mode: the running statistics
-    are what is folded.
+    are what is folded. The layer's node keeps what each channel's results are spread like
+    (``Normal``), for passes that reckon with it.
     """
 
     def apply(self, graph: fx.GraphModule) -> int:
@@ -45,6 +46,7 @@ def _fold(graph: fx.GraphModule, found: Foldable) -> None:
     scaled = _scaled(weight, factor, found.axis, _groups(found.layer))
     set_constant(graph, str(found.weight.target), scaled)
     _set_bias(graph, found, factor, shift, weight.dtype)
+    found.layer.meta[NORMAL] = _normal(graph, found)
     found.norm.replace_all_uses_with(found.layer)
     graph.graph.erase_node(found.norm)
 
@@ -60,6 +62,15 @@ def _statistics(graph: fx.GraphModule, found: Foldable) -> tuple[Tensor, Tensor]
         factor = factor * gamma.detach().double()
     shift = -mean.detach().double() * factor
     return factor, shift if beta is None else shift + beta.detach().double()
+
+
+def _normal(graph: fx.GraphModule, found: Foldable) -> Normal:
+    """Mean beta and deviation |gamma|: what batch-norm makes of each channel."""
+    gamma, beta = constant(graph, found.gamma), constant(graph, found.beta)
+    mean = constant(graph, found.mean)
+    assert mean is not None  # foldable has seen it
+    one = torch.ones_like(mean) if gamma is None else gamma.detach().abs()
+    return Normal(torch.zeros_like(mean) if beta is None else beta.detach().clone(), one)
 
 
 def _scaled(weight: Tensor, factor: Tensor, axis: int, groups: int) -> Tensor:

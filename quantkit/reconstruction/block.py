@@ -24,12 +24,14 @@ class BlockLayer:
     Attributes:
         name: the plan's.
         weight: the float weight.
-        qparams: its grid.
+        rounded: the weight as it lies on the grid now, to begin with.
+        qparams: the grid.
         bias: as it is in the model; ``None`` where there is none.
     """
 
     name: str
     weight: Tensor
+    rounded: Tensor
     qparams: QParams
     bias: Tensor | None
 
@@ -37,13 +39,25 @@ class BlockLayer:
 class Block:
     """A piece of the model between two places, and all samples at both.
 
+    Args:
+        stream: at the block's beginning.
+        span: the block.
+        floating: the float values behind it, of each call.
+        weights: the float weights of its layers, which lie on their grids already.
+
     Attributes:
         name: the path that its layers have in common.
         layers: those whose weights are to be rounded.
         activations: the quantizers of activations that are read within and nowhere else, by name.
     """
 
-    def __init__(self, stream: Stream, span: Span, floating: Sequence[Values]) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        span: Span,
+        floating: Sequence[Values],
+        weights: Mapping[str, Tensor],
+    ) -> None:
         if span.output is None:
             raise RecipeError(
                 f"the block {span.name} hands on several tensors, so there is no one result to "
@@ -53,7 +67,7 @@ class Block:
         self._stream, self._span = stream, span
         self._output: fx.Node = span.output
         self._layers = {layer.name: layer for layer in span.layers}
-        self.layers = tuple(_seen(layer) for layer in span.layers)
+        self.layers = tuple(_seen(layer, weights[layer.name]) for layer in span.layers)
         self._targets = [values[self._output] for values in floating]
         self.activations = _own_quantizers(stream, span)
 
@@ -149,11 +163,11 @@ def _own_quantizers(stream: Stream, span: Span) -> dict[str, FakeQuantize]:
     return {q.name: q for q in modules if isinstance(q, FakeQuantize) and q.observer is not None}
 
 
-def _seen(layer: Layer) -> BlockLayer:
+def _seen(layer: Layer, weight: Tensor) -> BlockLayer:
     assert layer.weight is not None
-    weight = own_weight(layer).detach().clone()
+    rounded = own_weight(layer).detach().clone()
     bias = None if layer.bias is None else layer.bias.detach().clone()
-    return BlockLayer(layer.name, weight, layer.weight.qparams, bias)
+    return BlockLayer(layer.name, weight, rounded, layer.weight.qparams, bias)
 
 
 def _joined(parts: Sequence[Values]) -> Values:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from quantkit.batches import Call
 from quantkit.errors import DataError
@@ -41,6 +42,7 @@ def reconstruct(
     for layer in model.layers():
         if layer.weight is not None:
             own_weight(layer)
+    first = rounding.first if isinstance(rounding, BlockRounding) else rounding
     training = model.training
     model.eval()
     model.simulate()
@@ -49,28 +51,34 @@ def reconstruct(
     try:
         for span in track(spans, "rounding weights", total=len(spans)):
             floating = stream.ahead(span.stop)
+            whole = {layer.name: own_weight(layer).detach().clone() for layer in span.layers}
+            _round_layers(stream, span, first, whole)
             if isinstance(rounding, BlockRounding):
-                rounding.round(Block(stream, span, floating))
-            else:
-                _round_layers(stream, span, rounding)
+                rounding.round(Block(stream, span, floating, whole))
             stream.move(span.stop, floating)
     finally:
         model.train(training)
 
 
-def _round_layers(stream: Stream, span: Span, rounding: LayerRounding) -> None:
-    """Each layer of a block in turn."""
-    before: Values = {}
-    kept = {layer.name: own_weight(layer).detach().clone() for layer in span.layers}
+def _round_layers(
+    stream: Stream, span: Span, rounding: LayerRounding | None, whole: Mapping[str, Tensor]
+) -> None:
+    """Each layer of a block in turn; to nearest without a rounding, or without matrices.
+
+    Args:
+        stream: at the beginning of the block.
+        span: the block.
+        rounding: of layers.
+        whole: the float weights, by layer.
+    """
+    floating: Values = {layer.weight_source: whole[layer.name] for layer in span.layers}
     for layer in span.layers:
-        before[layer.weight_source] = kept[layer.name]
-    for layer in span.layers:
-        problem = problem_of(stream, layer, dict(before))
-        if problem is not None:
+        problem = None if rounding is None else problem_of(stream, layer, dict(floating))
+        if problem is not None and rounding is not None:
             _apply(layer, problem, rounding)
         else:
             assert layer.weight is not None
-            set_weight(layer, layer.weight(kept[layer.name]))
+            set_weight(layer, layer.weight(whole[layer.name]))
 
 
 def problem_of(stream: Stream, layer: Layer, float_constants: Values) -> LayerProblem | None:

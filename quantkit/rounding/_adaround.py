@@ -14,6 +14,8 @@ from torch import Tensor
 
 #: The sigmoid is stretched to this range and cut to [0, 1], so that 0 and 1 are reached (eq. 23).
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
+#: How near to its other point a weight that was rounded before begins, at most.
+UNDECIDED = 0.4
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
@@ -77,16 +79,33 @@ class SoftWeight:
         zero_point: the same.
         low: the least integer of the grid.
         high: the largest.
+        begin: values on the grid that were chosen before: the other point is the neighbour towards
+            ``weight``, and ``h`` begins no nearer to that than `UNDECIDED`.
     """
 
     def __init__(
-        self, weight: Tensor, step: Tensor, zero_point: Tensor, low: int, high: int
+        self,
+        weight: Tensor,
+        step: Tensor,
+        zero_point: Tensor,
+        low: int,
+        high: int,
+        *,
+        begin: Tensor | None = None,
     ) -> None:
         self._step, self._zero_point = step, zero_point
         self._low, self._high = low, high
         steps = weight / step
-        self._floor = steps.floor()
-        self.v = inverse(steps - self._floor).requires_grad_()
+        if begin is None:
+            self._floor = steps.floor()
+            h = steps - self._floor
+        else:
+            chosen = (begin / step).round()
+            upper = chosen > steps  # the chosen one is the upper of the two
+            self._floor = torch.where(upper, chosen - 1.0, chosen)
+            h = (steps - self._floor).clamp(0.0, 1.0)
+            h = torch.where(upper, h.clamp(min=1.0 - UNDECIDED), h.clamp(max=UNDECIDED))
+        self.v = inverse(h).requires_grad_()
 
     @property
     def h(self) -> Tensor:

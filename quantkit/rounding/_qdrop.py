@@ -42,10 +42,12 @@ def mixed_values(
 
 
 def soft_weight(layer: BlockLayer) -> SoftWeight:
-    """A layer's weight between the points of its grid."""
+    """A layer's weight between two points of its grid: the one it lies on, and its neighbour."""
     step, zero_point = spread(layer.qparams, tuple(layer.weight.shape))
     spec = layer.qparams.spec
-    return SoftWeight(layer.weight.float(), step, zero_point, spec.qmin, spec.qmax)
+    return SoftWeight(
+        layer.weight.float(), step, zero_point, spec.qmin, spec.qmax, begin=layer.rounded.float()
+    )
 
 
 class LearnedGrids:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from quantkit.interfaces import LayerRounding
 from quantkit.reconstruction.problem import LayerProblem
 from quantkit.rounding._adaround import SoftWeight, annealed, regularizer
 from quantkit.rounding._descent import descend
+from quantkit.rounding.mse import Mse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class AdaRound(LayerRounding):
         compensate: round the weights that are best for the inputs of the quantized prefix, in
             place of the model's own.
         sweeps: of coordinate descent at the end, which never raise the error; 0 for none.
+        clip: begin with the steps that ``mse`` chooses, which cut off rare large weights.
     """
 
     samples: int = 512
@@ -42,6 +44,7 @@ class AdaRound(LayerRounding):
     warm: float = 0.2
     compensate: bool = True
     sweeps: int = 2
+    clip: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.iterations < 1:
@@ -50,12 +53,14 @@ class AdaRound(LayerRounding):
             )
 
     def round(self, problem: LayerProblem) -> tuple[Tensor, Tensor]:
-        """The learned integers on the grid that was given."""
+        """The learned integers on the grid that was given, or with ``clip`` on a finer one."""
         if problem.spec.is_float:
             raise RecipeError(
                 f"{problem.name}: adaround needs a grid of even steps, and {problem.spec} has "
                 "none; set rounding: gptq, or nearest"
             )
+        if self.clip:
+            problem = replace(problem, step=Mse().round(problem)[1])
         nearest = problem.snap(problem.weight)
         learned = self._learned(problem, nearest)
         worse = problem.error(problem.values(learned)) > problem.error(problem.values(nearest))

@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from quantkit import plugins
 from quantkit.errors import RecipeError
 from quantkit.fake_quantize import FakeQuantize
-from quantkit.interfaces import BlockRounding
+from quantkit.interfaces import BlockRounding, LayerRounding
 from quantkit.reconstruction.block import Block
 from quantkit.rounding._adaround import SoftWeight, annealed, regularizer
 from quantkit.rounding._qdrop import LearnedGrids, error_of, mixed, mixed_values, soft_weight
@@ -23,8 +24,8 @@ class QDrop(BlockRounding):
     All weights of a block learn which way they are rounded by the result that the block makes
     (BRECQ, section 3.2), while a share of its activations, each element by chance, is left in
     float (QDrop, equation 8), so that the minimum found is flat. The steps of its activations
-    learn beside them (LSQ). What was learned is kept where it lowers the error of the block's
-    result over all samples; else weights are rounded to nearest.
+    learn beside them (LSQ). It begins with what a rounding of layers has found, and what it learns
+    is kept where that lowers the error of the block's result over all samples.
 
     Attributes:
         samples: of the calibration data.
@@ -37,6 +38,7 @@ class QDrop(BlockRounding):
         warm: the share of the steps before that term sets in.
         drop: the share of activations left in float.
         seed: of the samples and elements drawn.
+        begin: the rounding of layers that each block begins with; ``None``: nearest.
     """
 
     samples: int = 512
@@ -48,6 +50,7 @@ class QDrop(BlockRounding):
     warm: float = 0.2
     drop: float = 0.5
     seed: int = 0
+    begin: str | None = "adaround"
 
     def __post_init__(self) -> None:
         if min(self.samples, self.batch, self.iterations) < 1:
@@ -58,8 +61,15 @@ class QDrop(BlockRounding):
         if not 0.0 <= self.drop < 1.0:
             raise ValueError(f"drop must be from 0 to below 1, got {self.drop}")
 
+    @property
+    def first(self) -> LayerRounding | None:
+        """The rounding of layers, of the same samples."""
+        if self.begin is None:
+            return None
+        return plugins.find("rounding", self.begin, LayerRounding)(samples=self.samples)  # type: ignore[call-arg]
+
     def round(self, block: Block) -> None:
-        """Learn, and keep what is better than nearest."""
+        """Learn, and keep what is better than what the block begins with."""
         for layer in block.layers:
             if layer.qparams.spec.is_float:
                 raise RecipeError(
@@ -67,9 +77,9 @@ class QDrop(BlockRounding):
                     "has none; set rounding: gptq, or nearest"
                 )
         soft = {layer.name: soft_weight(layer) for layer in block.layers}
-        nearest = {layer.name: _nearest(layer.weight, soft[layer.name]) for layer in block.layers}
+        begun = {layer.name: layer.rounded for layer in block.layers}
         grids = LearnedGrids(block.activations if self.grid_learning_rate else {})
-        before = error_of(block, nearest)
+        before = error_of(block, begun)
         with torch.enable_grad():
             self._learn(block, soft, grids, before)
         learned = {name: s.settled() for name, s in soft.items()}
@@ -77,8 +87,8 @@ class QDrop(BlockRounding):
         if better:
             for name, qparams in grids.qparams().items():
                 block.activations[name].set_qparams(qparams)
-        for name, values in (learned if better else nearest).items():
-            block.set_weight(name, values)
+            for name, values in learned.items():
+                block.set_weight(name, values)
 
     def _learn(
         self, block: Block, soft: dict[str, SoftWeight], grids: LearnedGrids, before: float
@@ -114,7 +124,3 @@ class QDrop(BlockRounding):
     ) -> Tensor:
         """An activation on its grid, but for the elements that are left in float."""
         return mixed(x, grids.put(quantizer, x), self.drop, generator)
-
-
-def _nearest(weight: Tensor, soft: SoftWeight) -> Tensor:
-    return soft.snapped(weight.float())
