@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 #: ``quantkit --help`` needs none of it.
 _HOMES = {
     "BenchReport": "benching.report",
+    "BlockRounding": "interfaces",
+    "Budget": "analysis.mixed",
     "CalibrationCache": "tensorrt.cache",
     "Calibrator": "interfaces",
     "CalibratorComparison": "analysis.calibrators",
@@ -17,6 +19,7 @@ _HOMES = {
     "CheckReport": "checking",
     "Checkpoint": "calibrating",
     "DataError": "errors",
+    "DataPass": "interfaces",
     "DataSpec": "data",
     "DeQuantStub": "stubs",
     "ExportError": "errors",
@@ -26,9 +29,11 @@ _HOMES = {
     "HalfReport": "onnx.half",
     "Inspection": "interfaces",
     "LayerCoverage": "interfaces",
+    "LayerRounding": "interfaces",
     "Migration": "migrating",
     "MissingDependencyError": "errors",
     "ModelFileError": "errors",
+    "ModelPass": "interfaces",
     "Observer": "observer",
     "OutputParity": "onnx.parity",
     "Pass": "interfaces",
@@ -41,9 +46,11 @@ _HOMES = {
     "QuantkitError": "errors",
     "Recipe": "recipe",
     "RecipeError": "errors",
+    "Recovery": "recovering.report",
     "Rounding": "interfaces",
     "Schedule": "qat.switches",
     "Scheme": "spec",
+    "Sensitivity": "analysis.losses",
     "Severity": "interfaces",
     "SupportReport": "inspecting",
     "Target": "interfaces",
@@ -58,6 +65,7 @@ _HOMES = {
     "check": "checking",
     "compare_calibrators": "analysis.calibrators",
     "compare_target": "comparing",
+    "correct": "workflow",
     "export_onnx": "onnx.export",
     "export_pt2": "program.writing",
     "finetune": "qat.finetuning",
@@ -67,13 +75,16 @@ _HOMES = {
     "inspect": "inspecting",
     "load_data_spec": "data",
     "migrate": "migrating",
+    "mix": "analysis.mixed",
     "prepare": "workflow",
     "quantize": "workflow",
     "quantize_onnx": "workflow_onnx",
     "read_cache": "tensorrt.cache",
     "read_recipe": "recipe",
     "record_cache": "tensorrt.record",
+    "recover": "recovering.recover",
     "round_weights": "workflow",
+    "sensitivity": "analysis.sensitivity",
     "settle": "settling",
     "to_half": "onnx.half",
     "train_quantizers": "qat.switches",
@@ -83,6 +94,10 @@ _HOMES = {
 if TYPE_CHECKING:
     from quantkit.analysis.calibrators import CalibratorComparison as CalibratorComparison
     from quantkit.analysis.calibrators import compare_calibrators as compare_calibrators
+    from quantkit.analysis.losses import Sensitivity as Sensitivity
+    from quantkit.analysis.mixed import Budget as Budget
+    from quantkit.analysis.mixed import mix as mix
+    from quantkit.analysis.sensitivity import sensitivity as sensitivity
     from quantkit.benching.bench import bench as bench
     from quantkit.benching.report import BenchReport as BenchReport
     from quantkit.building import build as build
@@ -106,10 +121,14 @@ if TYPE_CHECKING:
     from quantkit.graph.plan import Placement as Placement
     from quantkit.inspecting import SupportReport as SupportReport
     from quantkit.inspecting import inspect as inspect
+    from quantkit.interfaces import BlockRounding as BlockRounding
     from quantkit.interfaces import Calibrator as Calibrator
+    from quantkit.interfaces import DataPass as DataPass
     from quantkit.interfaces import Finding as Finding
     from quantkit.interfaces import Inspection as Inspection
     from quantkit.interfaces import LayerCoverage as LayerCoverage
+    from quantkit.interfaces import LayerRounding as LayerRounding
+    from quantkit.interfaces import ModelPass as ModelPass
     from quantkit.interfaces import Pass as Pass
     from quantkit.interfaces import Rounding as Rounding
     from quantkit.interfaces import Severity as Severity
@@ -135,6 +154,8 @@ if TYPE_CHECKING:
     from quantkit.qat.switches import train_quantizers as train_quantizers
     from quantkit.recipe import Recipe as Recipe
     from quantkit.recipe import read_recipe as read_recipe
+    from quantkit.recovering.recover import recover as recover
+    from quantkit.recovering.report import Recovery as Recovery
     from quantkit.settling import settle as settle
     from quantkit.spec import QuantSpec as QuantSpec
     from quantkit.spec import Scheme as Scheme
@@ -146,6 +167,7 @@ if TYPE_CHECKING:
     from quantkit.tensorrt.record import record_cache as record_cache
     from quantkit.torch_ao import from_torch_ao as from_torch_ao
     from quantkit.training_choice import TrainingChoice as TrainingChoice
+    from quantkit.workflow import correct as correct
     from quantkit.workflow import prepare as prepare
     from quantkit.workflow import quantize as quantize
     from quantkit.workflow import round_weights as round_weights

@@ -273,7 +273,8 @@ def test_a_block_runs_with_weights_and_biases_of_ones_choice() -> None:
     model, calls = calibrated(small_models.resnet)
     stream = Stream(model, calls)
     span = blocks_of(model, stream.pieces)[0]
-    block = Block(stream, span, stream.ahead(span.stop))
+    whole = {layer.name: layer.weight_value for layer in span.layers}
+    block = Block(stream, span, stream.ahead(span.stop), whole)
     inputs = block.inputs([0, 1], quantized=False)
     weights = {layer.name: torch.zeros_like(layer.weight) for layer in block.layers}
     biases = {
