@@ -18,9 +18,12 @@ from quantkit import _cli_half as halving
 from quantkit import _cli_hardware as hardware_table
 from quantkit import _cli_inspect as inspection
 from quantkit import _cli_migrate as migration
+from quantkit import _cli_mix as mixing
 from quantkit import _cli_model as models
 from quantkit import _cli_onnx as onnx_files
 from quantkit import _cli_options as option
+from quantkit import _cli_recover as recovery
+from quantkit import _cli_sensitivity as sensitivities
 from quantkit import _cli_work as work
 from quantkit._cli_process import leads, process, tells, together
 from quantkit._cli_show import screen
@@ -210,6 +213,7 @@ def calibrate(
 
 
 app.command("finetune")(finetuning.command)
+app.command("recover")(recovery.command)
 app.command("build")(building.command)
 
 
@@ -260,6 +264,8 @@ app.command("bench")(comparison.command)
 app.command("half")(halving.command)
 app.command("hardware")(hardware_table.command)
 app.command("inspect")(inspection.command)
+app.command("sensitivity")(sensitivities.command)
+app.command("mix")(mixing.command)
 app.command("migrate")(migration.command)
 
 

@@ -95,6 +95,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = np.random.default_rng(0).standard_normal((12, 3, 8, 8), dtype=np.float32)
     for name in ("calib", "train", "eval"):
         write_data(folder, name, images)
+    write_data(folder, "hold", -images)  # none of them calibrates
     write_data(folder, "empty", images[:0])
     write_data(folder, "narrow", images[:, :1])
     write_data(folder, "whole", (images * 10).astype(np.int64), dtype="int64")
@@ -195,8 +196,8 @@ def test_help_does_not_wait_for_pytorch() -> None:
 
 
 COMMANDS = (
-    *("calibrate", "quantize", "finetune", "migrate", "half", "check", "build", "recipes"),
-    *("hardware", "inspect", "bench"),
+    *("calibrate", "quantize", "finetune", "recover", "migrate", "half", "check", "build"),
+    *("recipes", "hardware", "inspect", "bench", "sensitivity", "mix"),
 )
 
 

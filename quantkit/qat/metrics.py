@@ -41,8 +41,8 @@ def accuracy(data: Iterable[Any]) -> Callable[[nn.Module], float]:
 
     def measured(model: nn.Module) -> float:
         right = total = 0
-        with _evaluating(model):
-            for index, (_, output, labels) in enumerate(_results(model, data, labelled=True)):
+        with evaluating(model):
+            for index, (_, output, labels) in enumerate(results(model, data, labelled=True)):
                 logits, classes = _logits_and_classes(output, labels, f"batch {index}: ")
                 right += int((logits.argmax(dim=1) == classes).sum())
                 total += classes.numel()
@@ -74,18 +74,18 @@ def fidelity(data: Iterable[Any], reference: nn.Module) -> Callable[[nn.Module],
         20.0
     """
     data = _rereadable(data)
-    with _evaluating(reference):
-        results = _results(reference, data, labelled=False)
-        kept = [(_digest(call), _floats(output)) for call, output, _ in results]
+    with evaluating(reference):
+        found = results(reference, data, labelled=False)
+        kept = [(_digest(call), _floats(output)) for call, output, _ in found]
     outputs = len(kept[0][1])
     if not outputs:
         raise DataError("no output of the float model is of floats; give a metric of your own")
 
     def measured(model: nn.Module) -> float:
         sums = torch.zeros(outputs, 2, dtype=torch.float64)
-        with _evaluating(model):
-            results = _results(model, data, labelled=False)
-            for index, (result, known) in enumerate(zip_longest(results, kept)):
+        with evaluating(model):
+            found = results(model, data, labelled=False)
+            for index, (result, known) in enumerate(zip_longest(found, kept)):
                 if result is None or known is None or _digest(result[0]) != known[0]:
                     raise DataError(
                         f"batch {index} is not the one that the float model has seen; give data "
@@ -125,7 +125,7 @@ def _rereadable(data: Iterable[Any]) -> Iterable[Any]:
     return data
 
 
-def _results(
+def results(
     model: nn.Module, data: Iterable[Any], *, labelled: bool
 ) -> Iterator[tuple[batches.Call, Any, Any]]:
     """Each batch as a call of the model, what the model makes of it, and the labels."""
@@ -158,7 +158,7 @@ def _call(model: nn.Module, inputs: object, index: int) -> batches.Call:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """In evaluation mode and without gradients; afterwards in the mode that it was in."""
     modes = {part: part.training for part in model.modules()}
     model.eval()
