@@ -22,6 +22,9 @@ from quantkit.errors import RecipeError
 from quantkit.spec import DType, QuantSpec, Scheme
 from quantkit.training_choice import TrainingChoice
 
+#: The pass over the quantized model that makes symmetric grids of asymmetric ones.
+CENTER = "center"
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -200,10 +203,25 @@ class Recipe(_Frozen):
     overrides: tuple[Override, ...] = ()
     training: TrainingChoice = TrainingChoice()
 
+    @model_validator(mode="after")
+    def _centers_last(self) -> Recipe:
+        if self.centers and self.passes[-1].name != CENTER:
+            raise ValueError(
+                f"{CENTER} shifts tensors that {self.passes[-1].name} would compare with those of "
+                f"the float model; name {CENTER} last"
+            )
+        return self
+
+    @property
+    def centers(self) -> bool:
+        """Whether its passes make symmetric grids of asymmetric ones."""
+        return any(choice.name == CENTER for choice in self.passes)
+
     def schemes(self) -> tuple[Scheme, ...]:
-        """Every scheme that the recipe may apply to some layer."""
+        """Every scheme that the recipe may apply to some layer, as it is deployed."""
         own = [o.scheme for o in self.overrides if o.scheme is not None]
-        return tuple(choice.scheme() for choice in (self.scheme, *own))
+        schemes = tuple(choice.scheme() for choice in (self.scheme, *own))
+        return tuple(s.centered for s in schemes) if self.centers else schemes
 
     def with_weight_bits(self, bits: int) -> Recipe:
         """For a processor of ``bits``-bit weights: take ``bits_without_vnni`` where it is fewer."""

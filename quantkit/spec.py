@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 DType = Literal["int8", "uint8", "int4", "fp8_e4m3"]
@@ -114,6 +114,16 @@ class QuantSpec:
         return f"{self.dtype}{bits} {form} per group of {self.group_size} (axis {self.axis})"
 
 
+def shiftable(spec: QuantSpec) -> bool:
+    """Whether a grid is a symmetric one of the tensor shifted by a constant: int8 per tensor.
+
+    Example:
+        >>> shiftable(QuantSpec(symmetric=False)), shiftable(QuantSpec())
+        (True, False)
+    """
+    return spec.dtype == "int8" and not spec.symmetric and spec.granularity == "tensor"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
     """What is quantized in a layer: weights, activations, or both. ``None`` is left in float.
@@ -140,3 +150,11 @@ class Scheme:
         if self.weights is not None:
             return "weight-only"
         return "none" if self.activations is None else "activation-only"
+
+    @property
+    def centered(self) -> Scheme:
+        """The scheme with activations as the pass ``center`` deploys them: symmetric, shifted."""
+        spec = self.activations
+        if spec is None or not shiftable(spec):
+            return self
+        return replace(self, activations=replace(spec, symmetric=True))

@@ -36,7 +36,7 @@ from quantkit.observer import Observer
 from quantkit.recipe import Recipe
 from quantkit.settling import settle
 from quantkit.spec import QuantSpec, Scheme
-from quantkit.workflow import planned, resolve_recipe, transformed
+from quantkit.workflow import correct, planned, resolve_recipe, transformed
 
 _DTYPES = {"int8": torch.qint8, "uint8": torch.quint8, "int4": torch.qint8}
 #: What torch.ao calls the quantizer of a module's result, and that of its weight.
@@ -284,6 +284,7 @@ def from_torch_ao(
         quantizers[grid].set_qparams(qparams)
     qmodel.simulate()
     settle(qmodel)
+    correct(qmodel, calibration)
     return qmodel
 
 

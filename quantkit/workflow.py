@@ -20,6 +20,7 @@ from quantkit.fake_quantize import FakeQuantize
 from quantkit.graph.aten import Description, describe
 from quantkit.graph.attention import split_attention
 from quantkit.graph.capture import Capture, DynamicShapes, capture
+from quantkit.graph.centering import planned_to_shift
 from quantkit.graph.edit import evaluate_constant
 from quantkit.graph.functionalize import functionalize
 from quantkit.graph.placement import place
@@ -40,6 +41,7 @@ from quantkit.loading import require_finite
 from quantkit.model import QuantizedModel, insert_quantizers
 from quantkit.model_calibration import calibrate, calls_of
 from quantkit.recipe import PlugIn, Recipe, read_recipe
+from quantkit.reconstruction.float_layers import forget_float, keep_float
 from quantkit.reconstruction.layers import set_weight
 from quantkit.reconstruction.steps import reconstruct
 from quantkit.settling import make_room_for_bias, round_bias
@@ -210,6 +212,8 @@ def planned(
     """The second half of `prepare`: quantizers where the plan says; ``seen``: ranges by stubs."""
     description = describe(captured.module)
     plan = place(description.graph, recipe)
+    if recipe.centers:
+        plan = planned_to_shift(plan, description)
     insert_quantizers(
         captured.module, description, plan,
         _plugin("calibrators", recipe.calibrator, Calibrator),
@@ -262,6 +266,8 @@ def round_weights(model: QuantizedModel, calibration: Iterable[Any] | None = Non
     """
     choice = model.recipe.rounding
     rounding = _any_plugin("rounding", choice, ROUNDINGS)
+    if any(p.reads_float_weights for p in _passes(model.recipe) if isinstance(p, ModelPass)):
+        keep_float(model)
     with torch.no_grad():
         for layer in model.layers():
             if layer.weight is not None:
@@ -295,13 +301,19 @@ def correct(model: QuantizedModel, calibration: Iterable[Any] | None = None) -> 
         found = _any_plugin("passes", choice, PASSES)
         if isinstance(found, ModelPass):
             found.apply(model, _calls(model.capture, calibration, found.samples, choice.name))
+    forget_float(model)
 
 
 def samples_needed(recipe: Recipe) -> int:
     """How many samples of the calibration data its passes and rounding look at, beside ranges."""
-    steps = [_any_plugin("passes", choice, PASSES) for choice in recipe.passes]
+    steps = _passes(recipe)
     steps.append(_any_plugin("rounding", recipe.rounding, ROUNDINGS))
     return max((int(getattr(step, "samples", 0)) for step in steps), default=0)
+
+
+def _passes(recipe: Recipe) -> list[Any]:
+    """The passes of a recipe, with its settings."""
+    return [_any_plugin("passes", choice, PASSES) for choice in recipe.passes]
 
 
 def _calls(

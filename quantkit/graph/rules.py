@@ -174,6 +174,20 @@ def _fp8(op: Op, graph: Graph, scheme: Scheme, _: PlacementChoice) -> str | None
     return None
 
 
+def _one_group(op: Op, graph: Graph, scheme: Scheme, _: PlacementChoice) -> str | None:
+    weights = scheme.weights
+    if weights is None or weights.group_size is None or op.kind not in {Kind.LINEAR, Kind.MATMUL}:
+        return None
+    shape = graph.values[op.inputs[1]].shape
+    inner = shape[-1] if op.kind is Kind.LINEAR and op.weight_axis != 1 else shape[-2]
+    if scheme.activations is not None or inner is None or inner > weights.group_size:
+        return None
+    return (
+        f"K = {inner}, one group of {weights.group_size}: engines dequantize it before a float "
+        "product"
+    )
+
+
 #: Without these a quantized layer would mean nothing.
 _MEANING: tuple[Rule, ...] = (_without_numbers, _nothing_to_quantize)
 #: Without these it would be no faster, or too coarse.
@@ -184,6 +198,7 @@ _GAIN: tuple[Rule, ...] = (
     _small_product,
     _small_convolution,
     _fp8,
+    _one_group,
 )
 
 

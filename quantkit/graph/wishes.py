@@ -103,6 +103,8 @@ class Wishes:
             return False
         if op.kind not in _COMMUTING and op.name not in self._parts and not self._folds(op):
             return False
+        if op.kind is Kind.MAX_POOL and spec.is_float:
+            return False  # TensorRT has no max-pool in FP8: the layer behind it would be float
         readers = self.graph.consumers[op.output]
         return bool(readers) and all(self._wants(r, i, spec) for r, i in readers)
 

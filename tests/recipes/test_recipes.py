@@ -95,7 +95,9 @@ def test_a_recipe_quantizes_layers_and_the_result_is_near_the_model(
 ) -> None:
     files, network = exported(name, model), MODELS[model]()
     x = network.inputs(8, seed=5)
-    assert files.model.plan.quantized
+    # The CNN's one linear layer has fewer inputs than a group, and convolutions take no groups.
+    without = model == "cnn" and any(s.weights and s.weights.group_size for s in SCHEMES[name])
+    assert bool(files.model.plan.quantized) is not without
     assert not files.model.plan.unused
     (simulated,) = files.simulated(*x)
     assert numerics.sqnr(network(*x), simulated) > 12
