@@ -78,8 +78,8 @@ def accuracy(
     return {
         "samples": len(gold),
         "points": {name: model.metric(values, gold) for name, values in whole.items()},
-        "sqnr_db": {n: _db(whole["float"], v) for n, v in whole.items() if n != "float"},
-        "parity_db": _db(whole["simulated"], whole["exact"]),
+        "sqnr_db": {n: decibels(whole["float"], v) for n, v in whole.items() if n != "float"},
+        "parity_db": decibels(whole["simulated"], whole["exact"]),
         "agreement_percent": None if model is MINILM else 100.0 * float(same),
         "finite": bool(torch.isfinite(whole["exact"]).all()),
     }
@@ -183,7 +183,7 @@ def _feed(model: BenchModel, batch: int) -> dict[str, np.ndarray[Any, Any]]:
     return {"x": torch.randn((batch, *example.shape[1:]), generator=generator).numpy()}
 
 
-def _db(reference: Tensor, other: Tensor) -> float | None:
+def decibels(reference: Tensor, other: Tensor) -> float | None:
     """SQNR in dB; ``None`` stands for equal in every bit (JSON has no infinity)."""
     value = numerics.sqnr(reference, other)
     return None if value == float("inf") else value

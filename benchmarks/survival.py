@@ -1,4 +1,4 @@
-"""``python -m benchmarks.survival``: what each algorithm gains over its baseline, and what it costs.
+"""``python -m benchmarks.survival``: what each algorithm gains over its baseline, and its cost.
 
 Every row is a recipe, quantized in a process of its own (so that its peak of memory is its own) and
 deployed in ONNX Runtime in exact mode: quality in points and SQNR at the outputs against float, on
@@ -78,12 +78,13 @@ def _measure(name: str, row_name: str, limit: int | None) -> dict[str, Any]:
     start = time.perf_counter()
     qmodel = spine.quantized(model, row.recipe(), module)
     seconds = time.perf_counter() - start
-    cost = {"seconds": seconds, "peak_mb": peak_mb(), "before_mb": before}
+    cost: dict[str, float] = {"seconds": seconds, "peak_mb": peak_mb(), "before_mb": before}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(qmodel, path, form=row.form)
         size = path.stat().st_size / 1e6
         quality = _quality(model, module, path, limit)
+    cost["threads"] = torch.get_num_threads()
     return quality | {"cost": cost, "megabytes": size, "recipe": row.recipe().to_yaml()}
 
 

@@ -51,18 +51,22 @@ def _rounded(prefix: str, base: str, kind: Any, *roundings: Any, **changes: Any)
 
 
 def _int8(*passes: str) -> list[Row]:
-    """Passes one by one over ``int8_ptq``, and the best recipe."""
-    rows = [Row(name="int8_ptq", kind="int8", base="int8_ptq")]
-    for name in passes:
-        listed = ["fold_batchnorm", name]
-        rows.append(Row(name=f"int8 + {name}", kind="int8", base="int8_ptq",
-                        changes={"passes": listed}, baseline="int8_ptq"))  # fmt: skip
-    rows.append(Row(name="int8_centered", kind="int8", base="int8_centered", baseline="int8_ptq"))
-    rows += _rounded("int8", "int8_ptq", "int8", "nearest", "mse", "gptq", "descent", "adaround")[1:]
-    rows[-4:] = [
-        Row(**{**vars(row), "baseline": "int8_ptq"}) for row in rows[-4:]
+    """The best recipe, passes one by one over ``int8_ptq``, and roundings of it."""
+    rows = [
+        Row(name="int8_ptq", kind="int8", base="int8_ptq"),
+        Row(name="int8_accurate", kind="int8", base="int8_accurate", baseline="int8_ptq"),
+        Row(name="int8_centered", kind="int8", base="int8_centered", baseline="int8_ptq"),
     ]
-    rows.append(Row(name="int8_accurate", kind="int8", base="int8_accurate", baseline="int8_ptq"))
+    rows += [
+        Row(name=f"int8 {name}", kind="int8", base="int8_ptq",
+            changes={"passes": ["fold_batchnorm", name]}, baseline="int8_ptq")
+        for name in passes
+    ]  # fmt: skip
+    rows += [
+        Row(name=f"int8 {name}", kind="int8", base="int8_ptq",
+            changes={"rounding": name}, baseline="int8_ptq")
+        for name in ("mse", "gptq", "descent", "adaround")
+    ]  # fmt: skip
     return rows
 
 

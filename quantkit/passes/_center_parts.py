@@ -69,10 +69,12 @@ def counts_borders(node: fx.Node) -> bool:
     """Whether an average pool counts zeros around its input, or divides by another number."""
     if not operator_name(node).startswith("avg_pool"):
         return False
-    padding: Any = argument(node, 3, "padding", 0)
-    divisor = argument(node, 6, "divisor_override", None)
-    padded = any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
-    return bool(divisor is not None or (padded and argument(node, 5, "count_include_pad", True)))
+    if argument(node, 6, "divisor_override", None) is not None:
+        return True
+    padding = argument(node, 3, "padding", 0)
+    amounts = padding if isinstance(padding, (list, tuple)) else [padding]
+    around = any(bool(amount) for amount in amounts)
+    return around and bool(argument(node, 5, "count_include_pad", True))
 
 
 def _bordered_plainly(node: fx.Node) -> bool:
@@ -84,7 +86,7 @@ def _bordered_plainly(node: fx.Node) -> bool:
 def adds(node: fx.Node) -> bool:
     """Whether a node adds two tensors as they are."""
     plain = node.target is aten.add.Tensor and node.kwargs.get("alpha", 1) == 1
-    return plain and len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args)
+    return bool(plain and len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args))
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

@@ -120,17 +120,16 @@ def _visit(found: Shifts, node: fx.Node, centered: Mapping[fx.Node, float]) -> N
         _visit_sum(found, node)
     elif kind_of(node) in _LAYERS and shifted == [node.args[0]] and is_constant(node.args[1]):
         found.read[node] = found.offset[shifted[0]]
-    elif carries(node) and node.args[0] in shifted:
-        found.offset[node] = found.offset[shifted[0]]
-    elif kind_of(node) is Kind.CONCAT and _one_offset(found, node):
+    elif (carries(node) and node.args[0] in shifted) or _joins_alike(found, node):
         found.offset[node] = found.offset[shifted[0]]
     else:
         found.back |= {(node, before): found.offset[before] for before in shifted}
 
 
-def _one_offset(found: Shifts, node: fx.Node) -> bool:
-    """Whether all parts of a concatenation have one offset."""
-    return len({found.offset.get(part) for part in node.all_input_nodes}) == 1
+def _joins_alike(found: Shifts, node: fx.Node) -> bool:
+    """Whether it is a concatenation all of whose parts have one offset."""
+    offsets = {found.offset.get(part) for part in node.all_input_nodes}
+    return kind_of(node) is Kind.CONCAT and len(offsets) == 1
 
 
 def _visit_sum(found: Shifts, node: fx.Node) -> None:

@@ -40,6 +40,15 @@ class Moments:
         self.floating += (floating.mT @ floating).double()
         self.count += floating.shape[1]
 
+    def __add__(self, other: Moments) -> Moments:
+        """What both have seen."""
+        return Moments(
+            self.quantized + other.quantized,
+            self.crossed + other.crossed,
+            self.floating + other.floating,
+            self.count + other.count,
+        )
+
     def means(self) -> tuple[Tensor, Tensor, Tensor]:
         """``G``, ``C`` and ``F`` in float32."""
         count = max(self.count, 1)
@@ -53,8 +62,8 @@ class Moments:
 @torch.no_grad()
 def moments_of(
     stream: Stream, layer: Layer, form: Form, float_constants: Values, *, seed: int = 0
-) -> Moments:
-    """The moments of a layer's inputs over all calls, from where the stream stands.
+) -> tuple[Moments, Moments]:
+    """The moments of a layer's inputs, from where the stream stands: of every other call apart.
 
     Args:
         stream: at the beginning of the layer's block, or of the layer.
@@ -67,20 +76,22 @@ def moments_of(
     pieces = stream.pieces
     stop, source = pieces.index[layer.node], layer.node.args[0]
     assert isinstance(source, fx.Node)
-    found = Moments.none(form)
+    halves = Moments.none(form), Moments.none(form)
     generator = torch.Generator().manual_seed(seed)
-    wanted = max(LEAST_POSITIONS, POSITIONS_AN_INPUT * found.quantized.shape[-1])
+    wanted = max(LEAST_POSITIONS, POSITIONS_AN_INPUT * halves[0].quantized.shape[-1])
     most = -(-wanted // max(len(stream.floating), 1))
     constants: Values = {}
-    for floating, quantized in zip(stream.floating, stream.quantized, strict=True):
+    for index, (floating, quantized) in enumerate(
+        zip(stream.floating, stream.quantized, strict=True)
+    ):
         start = stream.place
         x = pieces.run(floating, start, stop, quantized=False, constants=float_constants)[source]
         y = pieces.run(quantized, start, stop, quantized=True, constants=constants)[source]
         state = generator.get_state()
         rows = form.rows(x.float(), most, generator)
         generator.set_state(state)
-        found.add(rows, form.rows(y.float(), most, generator))
-    return found
+        halves[index % 2].add(rows, form.rows(y.float(), most, generator))
+    return halves
 
 
 def samples_in(stream: Stream) -> int:

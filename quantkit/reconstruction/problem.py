@@ -11,7 +11,7 @@ however many samples there are:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -57,6 +57,15 @@ class LayerProblem:
     def error(self, values: Tensor) -> Tensor:
         """``E |Ŵ x̂ - W x|²`` of weights ``values``, for each row: ``(groups, rows)`` float64."""
         return output_error(values, self.weight, self.quantized, self.crossed, self.floating)
+
+    @property
+    def alone(self) -> LayerProblem:
+        """The problem of the layer by itself: its target is what it makes of the inputs it gets.
+
+        So it does not make up for what the layers before have erred. That generalizes: what they
+        err correlates with the inputs by chance more than by nature where samples are few.
+        """
+        return replace(self, crossed=self.quantized, floating=self.quantized)
 
     @cached_property
     def ideal(self) -> Tensor:

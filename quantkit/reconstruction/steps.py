@@ -14,8 +14,17 @@ from quantkit.model import Layer, QuantizedModel
 from quantkit.progress import track
 from quantkit.reconstruction.block import Block
 from quantkit.reconstruction.blocks import Span, blocks_of
-from quantkit.reconstruction.layers import form_of, gathered, own_weight, set_weight, spread
-from quantkit.reconstruction.moments import moments_of
+from quantkit.reconstruction.damping import UNTOLD, best_damping, damped
+from quantkit.reconstruction.descent import quickly
+from quantkit.reconstruction.layers import (
+    Form,
+    form_of,
+    gathered,
+    own_weight,
+    set_weight,
+    spread,
+)
+from quantkit.reconstruction.moments import Moments, moments_of
 from quantkit.reconstruction.problem import LayerProblem
 from quantkit.reconstruction.stream import Stream, Values
 
@@ -84,6 +93,8 @@ def _round_layers(
 def problem_of(stream: Stream, layer: Layer, float_constants: Values) -> LayerProblem | None:
     """What a rounding is told of a layer; ``None`` for a form that it has no matrices of.
 
+    Its moments are damped as far as one half of the samples tells of the other (`damping`).
+
     Args:
         stream: at the beginning of the layer's block.
         layer: of the block.
@@ -94,7 +105,16 @@ def problem_of(stream: Stream, layer: Layer, float_constants: Values) -> LayerPr
     form = form_of(layer.node, weight)
     if form is None:
         return None
-    moments = moments_of(stream, layer, form, float_constants)
+    first, second = moments_of(stream, layer, form, float_constants)
+    whole = _problem(layer, form, weight, first + second)
+    if not (first.count and second.count):
+        return damped(whole, UNTOLD)
+    one, other = (_problem(layer, form, weight, half) for half in (first, second))
+    return damped(whole, best_damping(one.alone, other.alone, quickly))
+
+
+def _problem(layer: Layer, form: Form, weight: Tensor, moments: Moments) -> LayerProblem:
+    assert layer.weight is not None
     quantized, crossed, floating = moments.means()
     qparams = layer.weight.qparams
     step, zero_point = spread(qparams, form.shape)

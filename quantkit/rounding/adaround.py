@@ -9,9 +9,9 @@ from torch import Tensor
 
 from quantkit.errors import RecipeError
 from quantkit.interfaces import LayerRounding
+from quantkit.reconstruction.descent import descend
 from quantkit.reconstruction.problem import LayerProblem
 from quantkit.rounding._adaround import SoftWeight, annealed, regularizer
-from quantkit.rounding._descent import descend
 from quantkit.rounding.mse import Mse
 
 
@@ -31,8 +31,8 @@ class AdaRound(LayerRounding):
         regularization: weight of the term that decides, against an error that is 1 a weight for
             nearest.
         warm: the share of the steps before that term sets in.
-        compensate: round the weights that are best for the inputs of the quantized prefix, in
-            place of the model's own.
+        compensate: aim at weights that make up for what the layers before have erred. With few
+            samples they fit those alone: on EfficientNet-Lite0 with 64 photos the unseen lost 4 dB.
         sweeps: of coordinate descent at the end, which never raise the error; 0 for none.
         clip: begin with the steps that ``mse`` chooses, which cut off rare large weights.
     """
@@ -42,7 +42,7 @@ class AdaRound(LayerRounding):
     learning_rate: float = 0.05
     regularization: float = 1.0
     warm: float = 0.2
-    compensate: bool = True
+    compensate: bool = False
     sweeps: int = 2
     clip: bool = False
 
@@ -59,6 +59,7 @@ class AdaRound(LayerRounding):
                 f"{problem.name}: adaround needs a grid of even steps, and {problem.spec} has "
                 "none; set rounding: gptq, or nearest"
             )
+        problem = problem if self.compensate else problem.alone
         if self.clip:
             problem = replace(problem, step=Mse().round(problem)[1])
         nearest = problem.snap(problem.weight)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from quantkit.errors import RecipeError
 from quantkit.interfaces import LayerRounding
+from quantkit.reconstruction.descent import descend
 from quantkit.reconstruction.problem import LayerProblem
-from quantkit.rounding._descent import descend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,12 @@ class Descent(LayerRounding):
     Attributes:
         samples: of the calibration data.
         sweeps: over all weights, at most.
+        compensate: make up for what the layers before have erred as well, see `AdaRound`.
     """
 
     samples: int = 512
     sweeps: int = 8
+    compensate: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.sweeps < 1:
@@ -42,6 +44,7 @@ class Descent(LayerRounding):
                 f"{problem.name}: descent needs a grid of even steps, and {problem.spec} has "
                 "none; set rounding: gptq, or nearest"
             )
+        problem = problem if self.compensate else problem.alone
         spec = problem.spec
         nearest = problem.snap(problem.weight)
         found = descend(
