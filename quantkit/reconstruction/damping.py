@@ -1,15 +1,19 @@
-"""How far the moments of a few samples are to be trusted, found out by halves of them.
+"""How far the moments of a few samples are to be trusted, found out by samples held out.
 
 A rounding that makes the most of moments makes the most of their chance as well: with few positions
-for each input it fits the samples and nothing else. Adding ``d diag(G)`` to all three moments holds
-the weights to what they were, the more the larger ``d`` is (ridge regression; at the limit weights
-are rounded to nearest). What ``d`` should be is told by rounding on one half of the samples and
-looking at the error on the other.
+for each input it fits the samples and nothing else. Two things hold it back:
+
+- Adding ``d diag(G)`` to all three moments keeps weights near what they were, the more the larger
+  ``d`` is (ridge regression; at the limit they are rounded to nearest).
+- A layer may aim at what it makes of the inputs it gets (`LayerProblem.alone`), and not make up for
+  what the layers before have erred: that is by chance what the samples have in common.
+
+What is best is told by rounding quickly, and looking at the error on samples that neither this nor
+any earlier layer was rounded by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,9 +22,9 @@ from torch import Tensor
 
 from quantkit.reconstruction.problem import LayerProblem
 
-#: What is tried, from full trust to next to none.
+#: The ``d`` that are tried, from full trust to next to none.
 CANDIDATES = (0.003, 0.03, 0.3, 3.0)
-#: Where there is but one half to look at.
+#: Where no sample is held out.
 UNTOLD = 0.3
 #: So many rows of each group tell for all.
 ROWS = 48
@@ -55,18 +59,22 @@ def damped(problem: LayerProblem, amount: float) -> LayerProblem:
     )
 
 
-def best_damping(first: LayerProblem, second: LayerProblem, round_quickly: Round) -> float:
-    """The candidate with the least error on the half that it has not seen, of both halves."""
-    halves = (_fewer_rows(first), _fewer_rows(second))
-    return min(CANDIDATES, key=lambda amount: _unseen_error(halves, amount, round_quickly))
+def trusted(seen: LayerProblem, unseen: LayerProblem, round_quickly: Round) -> LayerProblem:
+    """The problem as far as it is to be trusted: what makes the least error on the unseen.
 
-
-def _unseen_error(halves: Sequence[LayerProblem], amount: float, round_quickly: Round) -> float:
-    own, other = halves
-    return sum(
-        float(unseen.error(round_quickly(damped(seen, amount))).sum())
-        for seen, unseen in ((own, other), (other, own))
-    )
+    Args:
+        seen: by the samples to round by.
+        unseen: by those held out.
+        round_quickly: what stands for the rounding.
+    """
+    own, other = _fewer_rows(seen), _fewer_rows(unseen)
+    tried = [(alone, amount) for alone in (True, False) for amount in CANDIDATES]
+    errors = [
+        float(other.error(round_quickly(damped(own.alone if alone else own, amount))).sum())
+        for alone, amount in tried
+    ]
+    alone, amount = tried[errors.index(min(errors))]
+    return damped(seen.alone if alone else seen, amount)
 
 
 def _fewer_rows(problem: LayerProblem) -> LayerProblem:

@@ -15,6 +15,8 @@ from quantkit.reconstruction.stream import Stream, Values, sample_count
 #: there are as many), and so many for each input: the moments' own error is then about 1 %.
 LEAST_POSITIONS = 1 << 12
 POSITIONS_AN_INPUT = 32
+#: One call of so many tells how far the others are to be trusted.
+HELD_OUT = 4
 
 
 @dataclass
@@ -40,15 +42,6 @@ class Moments:
         self.floating += (floating.mT @ floating).double()
         self.count += floating.shape[1]
 
-    def __add__(self, other: Moments) -> Moments:
-        """What both have seen."""
-        return Moments(
-            self.quantized + other.quantized,
-            self.crossed + other.crossed,
-            self.floating + other.floating,
-            self.count + other.count,
-        )
-
     def means(self) -> tuple[Tensor, Tensor, Tensor]:
         """``G``, ``C`` and ``F`` in float32."""
         count = max(self.count, 1)
@@ -63,7 +56,9 @@ class Moments:
 def moments_of(
     stream: Stream, layer: Layer, form: Form, float_constants: Values, *, seed: int = 0
 ) -> tuple[Moments, Moments]:
-    """The moments of a layer's inputs, from where the stream stands: of every other call apart.
+    """The moments of a layer's inputs, from where the stream stands; those of held-out calls apart.
+
+    Every `HELD_OUT`-th call is held out: no rounding of an earlier layer has seen it either.
 
     Args:
         stream: at the beginning of the layer's block, or of the layer.
@@ -76,9 +71,9 @@ def moments_of(
     pieces = stream.pieces
     stop, source = pieces.index[layer.node], layer.node.args[0]
     assert isinstance(source, fx.Node)
-    halves = Moments.none(form), Moments.none(form)
+    parts = Moments.none(form), Moments.none(form)
     generator = torch.Generator().manual_seed(seed)
-    wanted = max(LEAST_POSITIONS, POSITIONS_AN_INPUT * halves[0].quantized.shape[-1])
+    wanted = max(LEAST_POSITIONS, POSITIONS_AN_INPUT * parts[0].quantized.shape[-1])
     most = -(-wanted // max(len(stream.floating), 1))
     constants: Values = {}
     for index, (floating, quantized) in enumerate(
@@ -90,8 +85,8 @@ def moments_of(
         state = generator.get_state()
         rows = form.rows(x.float(), most, generator)
         generator.set_state(state)
-        halves[index % 2].add(rows, form.rows(y.float(), most, generator))
-    return halves
+        parts[index % HELD_OUT == HELD_OUT - 1].add(rows, form.rows(y.float(), most, generator))
+    return parts
 
 
 def samples_in(stream: Stream) -> int:

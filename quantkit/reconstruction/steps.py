@@ -14,7 +14,7 @@ from quantkit.model import Layer, QuantizedModel
 from quantkit.progress import track
 from quantkit.reconstruction.block import Block
 from quantkit.reconstruction.blocks import Span, blocks_of
-from quantkit.reconstruction.damping import UNTOLD, best_damping, damped
+from quantkit.reconstruction.damping import UNTOLD, damped, trusted
 from quantkit.reconstruction.descent import quickly
 from quantkit.reconstruction.layers import (
     Form,
@@ -93,7 +93,7 @@ def _round_layers(
 def problem_of(stream: Stream, layer: Layer, float_constants: Values) -> LayerProblem | None:
     """What a rounding is told of a layer; ``None`` for a form that it has no matrices of.
 
-    Its moments are damped as far as one half of the samples tells of the other (`damping`).
+    Its moments are trusted as far as samples that are held out tell (`damping`).
 
     Args:
         stream: at the beginning of the layer's block.
@@ -105,12 +105,11 @@ def problem_of(stream: Stream, layer: Layer, float_constants: Values) -> LayerPr
     form = form_of(layer.node, weight)
     if form is None:
         return None
-    first, second = moments_of(stream, layer, form, float_constants)
-    whole = _problem(layer, form, weight, first + second)
-    if not (first.count and second.count):
-        return damped(whole, UNTOLD)
-    one, other = (_problem(layer, form, weight, half) for half in (first, second))
-    return damped(whole, best_damping(one.alone, other.alone, quickly))
+    seen, unseen = moments_of(stream, layer, form, float_constants)
+    problem = _problem(layer, form, weight, seen)
+    if not unseen.count:
+        return damped(problem.alone, UNTOLD)
+    return trusted(problem, _problem(layer, form, weight, unseen), quickly)
 
 
 def _problem(layer: Layer, form: Form, weight: Tensor, moments: Moments) -> LayerProblem:

@@ -24,12 +24,10 @@ class Descent(LayerRounding):
     Attributes:
         samples: of the calibration data.
         sweeps: over all weights, at most.
-        compensate: make up for what the layers before have erred as well, see `AdaRound`.
     """
 
     samples: int = 512
     sweeps: int = 8
-    compensate: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.sweeps < 1:
@@ -44,7 +42,6 @@ class Descent(LayerRounding):
                 f"{problem.name}: descent needs a grid of even steps, and {problem.spec} has "
                 "none; set rounding: gptq, or nearest"
             )
-        problem = problem if self.compensate else problem.alone
         spec = problem.spec
         nearest = problem.snap(problem.weight)
         found = descend(

@@ -31,10 +31,6 @@ class Gptq(LayerRounding):
         samples: of the calibration data, to take the moments of.
         damping: the part of the mean of G's diagonal that is added to it.
         act_order: round inputs with the largest moments first.
-        compensate: aim at the weights that repair, as far as they can, what the layers before have
-            erred (``problem.ideal``); ``False``: at the float weights, as the paper does. Those
-            weights are a regression: with fewer than some 20 positions of the data for each input
-            they fit the samples and nothing else.
         clip: try the steps that ``mse`` chooses as well, and take for each row what is better.
         block: inputs a block; changes only the time it takes.
     """
@@ -42,7 +38,6 @@ class Gptq(LayerRounding):
     samples: int = 256
     damping: float = 0.01
     act_order: bool = True
-    compensate: bool = False
     clip: bool = False
     block: int = 128
 
@@ -64,7 +59,7 @@ class Gptq(LayerRounding):
     def _rounded(self, problem: LayerProblem, nearest: Tensor, step: Tensor) -> Rounded:
         """By GPTQ on a grid of these steps, or to nearest, row by row."""
         found = gptq(
-            problem.ideal if self.compensate else problem.weight, problem.quantized, step,
+            problem.ideal, problem.quantized, step,
             problem.zero_point, problem.spec,
             damping=self.damping, block=self.block, act_order=self.act_order,
         )  # fmt: skip
