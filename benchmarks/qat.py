@@ -28,6 +28,7 @@ from benchmarks.machine import machine
 from benchmarks.zoo import LITE0, RESNET20, RESNET20_IMAGES, BenchModel
 from quantkit import numerics, plugins
 from quantkit.qat.finetuning import Epoch
+from quantkit.recipe import PlugIn
 
 RESULTS = Path(__file__).parent / "results" / "qat.json"
 PARTS = ("step", "accuracy", "choices", "lite0")
@@ -117,7 +118,7 @@ def step_times(repeats: int = 15) -> dict[str, Any]:
 def _training(grids: str, passes: str) -> nn.Module:
     recipe = quantkit.read_recipe(plugins.recipe_path("int8_qat"))
     model = quantkit.quantize(
-        RESNET20.load(), recipe.model_copy(update={"passes": (passes,)}),
+        RESNET20.load(), recipe.model_copy(update={"passes": (PlugIn(name=passes),)}),
         example_inputs=RESNET20.example(), calibration=list(RESNET20.calibration(64)),
     )  # fmt: skip
     model.train()
@@ -208,9 +209,11 @@ CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"grids": "follow"}, {},
     ),
     "grids fixed as calibrated": ({}, {"grids": "fixed"}, {}),
-    "batch-norm kept, frozen from the start": ({"passes": ("keep_batchnorm",)}, {}, {}),
+    "batch-norm kept, frozen from the start": (
+        {"passes": (PlugIn(name="keep_batchnorm"),)}, {}, {},
+    ),
     "batch-norm kept, frozen after a half": (
-        {"passes": ("keep_batchnorm",)}, {"freeze_batch_norm": 0.5}, {},
+        {"passes": (PlugIn(name="keep_batchnorm"),)}, {"freeze_batch_norm": 0.5}, {},
     ),
     "no features, outputs alone": ({}, {}, {"features": ()}),
     "500 images in place of 3,000": ({}, {"epochs": 36}, {"images": 500}),

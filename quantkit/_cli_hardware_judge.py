@@ -92,7 +92,11 @@ def judge(asked: Asked) -> Answer:
         'fp8 needs compute capability 8.9 (Ada) or later; A40 is 8.6; use int8_ptq'
     """
     names = plugins.names("recipes")
-    if asked.name in names or Path(asked.name).suffix in (".yaml", ".yml"):
+    # A recipe that bears the name of a format (fp8) is answered for as the format.
+    if (asked.name in names and asked.name not in set(Format)) or Path(asked.name).suffix in (
+        ".yaml",
+        ".yml",
+    ):
         recipe = work.accepted_recipe(asked.name, None, asked.cpu, None, any_data=True)
         gpu = asked.gpu or (asked.here if recipe.target == "tensorrt" else None)
         if gpu is None:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import quantkit
 import small_models
+from quantkit.recipe import PlugIn
 from quantkit.stubs import QuantStub
 from quantkit.workflow import _find_recipe
 
@@ -30,7 +31,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 def quantized(passes: str) -> quantkit.QuantizedModel:
     """The same on every process."""
-    recipe = _find_recipe("int8_qat").model_copy(update={"passes": (passes,)})
+    recipe = _find_recipe("int8_qat").model_copy(update={"passes": (PlugIn(name=passes),)})
     calibration = [small_models.resnet().inputs(16)]
     return quantkit.quantize(small_models.resnet(), recipe, calibration=calibration)
 

@@ -13,13 +13,27 @@ import pytest
 
 from quantkit import plugins
 from quantkit.errors import QuantkitError, RecipeError
-from quantkit.interfaces import Calibrator, EngineCalibrator, Pass, Rounding, Target
+from quantkit.interfaces import (
+    BlockRounding,
+    Calibrator,
+    DataPass,
+    EngineCalibrator,
+    LayerRounding,
+    ModelPass,
+    Pass,
+    Rounding,
+    Target,
+)
 
 BASES: list[tuple[str, type]] = [
     ("calibrators", Calibrator),
     ("calibrators", EngineCalibrator),
     ("passes", Pass),
+    ("passes", DataPass),
+    ("passes", ModelPass),
     ("rounding", Rounding),
+    ("rounding", LayerRounding),
+    ("rounding", BlockRounding),
     ("targets", Target),
 ]
 EVERY_PLUGIN = [

@@ -29,7 +29,7 @@ from quantkit.errors import (
 from quantkit.model import QuantizedModel
 from quantkit.qat.finetuning import Epoch, finetune
 from quantkit.qat.optimizing import learning_rate, make_optimizer
-from quantkit.recipe import Recipe
+from quantkit.recipe import PlugIn, Recipe
 from quantkit.targets.tensorrt_rtx import TensorRTRTX
 from quantkit.training_choice import TrainingChoice
 from quantkit.workflow import _find_recipe
@@ -135,7 +135,9 @@ def test_another_float_model_can_teach() -> None:
 
 
 def test_kept_batch_norm_trains_and_is_folded_at_the_end() -> None:
-    recipe = _find_recipe("w4a8_qat").model_copy(update={"passes": ("keep_batchnorm",)})
+    recipe = _find_recipe("w4a8_qat").model_copy(
+        update={"passes": (PlugIn(name="keep_batchnorm"),)}
+    )
     model = quantized(recipe)
     before = fidelity(model)
     choice = QUICK.model_copy(update={"freeze_batch_norm": 0.3, "epochs": 6})
@@ -190,7 +192,7 @@ def test_what_is_trained_exports_as_it_was_trained(tmp_path: Path) -> None:
 def test_what_was_trained_runs_in_int8_in_the_engine(
     tmp_path: Path, recipe: str, passes: str
 ) -> None:
-    model = quantized(_find_recipe(recipe).model_copy(update={"passes": (passes,)}))
+    model = quantized(_find_recipe(recipe).model_copy(update={"passes": (PlugIn(name=passes),)}))
     finetune(model, data(), choice=QUICK.model_copy(update={"epochs": 1}))
     path = quantkit.export_onnx(model, tmp_path / "m.onnx")
     inspection = TensorRTRTX(compute_capability="8.6", progress=False).inspect(path)

@@ -19,6 +19,7 @@ import small_models
 from quantkit.errors import MissingDependencyError, RecipeError
 from quantkit.model import QuantizedModel
 from quantkit.qat.lightning import QuantizationCallback
+from quantkit.recipe import PlugIn
 from quantkit.workflow import _find_recipe
 
 # What Lightning says of data that is in memory, of a GPU it is not to use, and of few steps.
@@ -65,7 +66,9 @@ class Record(Callback):
 def quantized(**training: Any) -> QuantizedModel:
     chosen = _find_recipe("int8_qat")
     choice = chosen.training.model_copy(update=training)
-    chosen = chosen.model_copy(update={"passes": ("keep_batchnorm",), "training": choice})
+    chosen = chosen.model_copy(
+        update={"passes": (PlugIn(name="keep_batchnorm"),), "training": choice}
+    )
     model = small_models.resnet()
     return quantkit.quantize(model, chosen, calibration=[model.inputs(16)])
 

@@ -25,7 +25,7 @@ from quantkit.qat.switches import (
     freeze_observers,
     train_quantizers,
 )
-from quantkit.recipe import Recipe
+from quantkit.recipe import PlugIn, Recipe
 from quantkit.settling import settle
 from quantkit.workflow import _find_recipe
 
@@ -134,7 +134,7 @@ def test_grids_of_weights_are_those_of_the_weights_of_the_moment() -> None:
 @pytest.mark.parametrize("passes", ["fold_batchnorm", "keep_batchnorm"])
 def test_grids_that_follow_may_see_another_batch_before_the_backward_pass(passes: str) -> None:
     """As contrastive losses do, and grids that several tensors share."""
-    model = quantized(recipe("int8_qat", passes=(passes,))).train()
+    model = quantized(recipe("int8_qat", passes=(PlugIn(name=passes),))).train()
     train_quantizers(model, "follow")
     if passes == "keep_batchnorm":
         freeze_batch_norm(model)
@@ -173,7 +173,7 @@ def test_a_misspelt_way_is_refused() -> None:
 
 
 def test_a_schedule_freezes_observers_and_batch_norm_each_in_its_turn() -> None:
-    chosen = recipe("int8_qat", passes=("keep_batchnorm",))
+    chosen = recipe("int8_qat", passes=(PlugIn(name="keep_batchnorm"),))
     choice = chosen.training.model_copy(update={"freeze_observers": 0.75, "freeze_batch_norm": 0.5})
     model = quantized(chosen).train()
     train_quantizers(model, "follow")
@@ -199,7 +199,7 @@ def test_a_schedule_of_nothing_freezes_at_once_and_of_no_step_is_refused() -> No
 
 
 def kept() -> QuantizedModel:
-    return quantized(recipe("int8_qat", passes=("keep_batchnorm",)))
+    return quantized(recipe("int8_qat", passes=(PlugIn(name="keep_batchnorm"),)))
 
 
 def test_kept_and_folded_batch_norm_have_one_plan_and_one_result() -> None:
@@ -301,7 +301,7 @@ def test_a_settled_model_loads_into_one_prepared_alike(tmp_path: Path) -> None:
 def test_it_trains_under_autocast_with_clipped_gradients(
     dtype: torch.dtype, grids: str, passes: str
 ) -> None:
-    model = quantized(recipe("int8_qat", passes=(passes,))).train()
+    model = quantized(recipe("int8_qat", passes=(PlugIn(name=passes),))).train()
     train_quantizers(model, grids)
     losses = train(model, 6, autocast=dtype)
     assert losses[-1] < losses[0]

@@ -17,6 +17,7 @@ import small_models
 from quantkit.errors import MissingDependencyError, RecipeError
 from quantkit.model import QuantizedModel
 from quantkit.qat.transformers import QuantizationCallback
+from quantkit.recipe import PlugIn
 from quantkit.workflow import _find_recipe
 
 
@@ -47,7 +48,9 @@ class Record(TrainerCallback):
 def quantized(**training: Any) -> QuantizedModel:
     chosen = _find_recipe("int8_qat")
     choice = chosen.training.model_copy(update=training)
-    chosen = chosen.model_copy(update={"passes": ("keep_batchnorm",), "training": choice})
+    chosen = chosen.model_copy(
+        update={"passes": (PlugIn(name="keep_batchnorm"),), "training": choice}
+    )
     model = small_models.resnet()
     return quantkit.quantize(model, chosen, calibration=[model.inputs(16)])
 
