@@ -22,7 +22,7 @@ from quantkit.graph.aten import Description, kind_of
 from quantkit.graph.batchnorm import fold_kept, kept
 from quantkit.graph.capture import Capture, set_training
 from quantkit.graph.edit import constant as get_constant
-from quantkit.graph.edit import evaluate_constant
+from quantkit.graph.edit import evaluate_constant, replace_input
 from quantkit.graph.plan import Placement, QuantizedTensor
 from quantkit.interfaces import Calibrator
 from quantkit.observer import Observer, found_qparams
@@ -334,13 +334,4 @@ def _insert(
     quantized.meta.update({k: v for k, v in source.meta.items() if k in {"val", "nn_module_stack"}})
     for edge in tensor.edges:
         reader = description.node_of_op[edge.op]
-        _replace_input(reader, edge.index, source, quantized)
-
-
-def _replace_input(reader: fx.Node, index: int, source: fx.Node, new: fx.Node) -> None:
-    """Let one input of ``reader`` read ``new``; ``x @ x`` keeps its other input."""
-    positions = [i for i, argument in enumerate(reader.args) if argument is source]
-    if len(positions) > 1 and index in positions:
-        reader.update_arg(index, new)
-    else:
-        reader.replace_input_with(source, new)
+        replace_input(reader, edge.index, source, quantized)

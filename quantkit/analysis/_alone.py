@@ -28,7 +28,7 @@ from quantkit.calibrating import choose
 from quantkit.fake_quantize import FakeQuantize
 from quantkit.graph.abstract import COMPUTE
 from quantkit.graph.aten import Description, describe
-from quantkit.graph.edit import evaluate_constant
+from quantkit.graph.edit import evaluate_constant, replace_input
 from quantkit.graph.plan import Edge, Placement, QuantizedTensor
 from quantkit.interfaces import Calibrator
 from quantkit.model import QuantizedModel, Quantizers
@@ -177,7 +177,7 @@ def _insert_all(alone: Alone, module: fx.GraphModule) -> None:
                 reader = alone.description.node_of_op[edge.op]
                 with module.graph.inserting_before(reader):
                     node = module.graph.call_module(f"{path}.{key}", (source,))
-                _replace(reader, edge.index, source, node)
+                replace_input(reader, edge.index, source, node)
                 now[edge] = node
                 alone._readers[unit] |= {reader, node}
     module.graph.lint()
@@ -229,12 +229,3 @@ def _of_activation(
         seen.append(observer)
     alone._waiting.append((quantizer, observer))
     return quantizer.to(alone.device)
-
-
-def _replace(reader: fx.Node, index: int, source: fx.Node, new: fx.Node) -> None:
-    """Let one input of ``reader`` read ``new``; ``x @ x`` keeps its other input."""
-    positions = [i for i, argument in enumerate(reader.args) if argument is source]
-    if len(positions) > 1 and index in positions:
-        reader.update_arg(index, new)
-    else:
-        reader.replace_input_with(source, new)

@@ -67,6 +67,15 @@ def evaluate_constant(module: fx.GraphModule, node: fx.Node) -> Tensor:
         return node.target(*args, **kwargs)  # type: ignore[operator,no-any-return]
 
 
+def replace_input(reader: fx.Node, index: int, source: fx.Node, new: fx.Node) -> None:
+    """Let one input of ``reader`` read ``new``; ``x @ x`` keeps its other input."""
+    positions = [i for i, argument in enumerate(reader.args) if argument is source]
+    if len(positions) > 1 and index in positions:
+        reader.update_arg(index, new)
+    else:
+        reader.replace_input_with(source, new)
+
+
 class Emitter:
     """Writes nodes before a node, with shapes and with its module path (or that of ``like``)."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantkit.batches import Call
-from quantkit.errors import DataError
+from quantkit.errors import DataError, RecipeError
 from quantkit.interfaces import BlockRounding, LayerRounding
 from quantkit.model import Layer, QuantizedModel
 from quantkit.progress import track
@@ -44,13 +44,11 @@ def reconstruct(
 
     Raises:
         DataError: there are no samples.
-        RecipeError: a weight is computed from others.
+        RecipeError: a weight is computed from others, or several layers read it.
     """
     if not calls:
         raise DataError("a rounding that learns needs calibration data; pass at least one batch")
-    for layer in model.layers():
-        if layer.weight is not None:
-            own_weight(layer)
+    _require_own_weights(model)
     first = rounding.first if isinstance(rounding, BlockRounding) else rounding
     training = model.training
     model.eval()
@@ -67,6 +65,20 @@ def reconstruct(
             stream.move(span.stop, floating)
     finally:
         model.train(training)
+
+
+def _require_own_weights(model: QuantizedModel) -> None:
+    """Refuse what would be rounded twice, each time for other inputs, or cannot be rounded."""
+    readers: dict[int, str] = {}
+    for layer in model.layers():
+        if layer.weight is None:
+            continue
+        other = readers.setdefault(id(own_weight(layer)), layer.name)
+        if other != layer.name:
+            raise RecipeError(
+                f"{other} and {layer.name} read one weight, which can learn its rounding for one "
+                "of them alone; set rounding: nearest, or leave them in float by an override"
+            )
 
 
 def _round_layers(

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 import quantkit
 import small_models
-from quantkit import numerics
-from quantkit.errors import DataError
+from quantkit import numerics, plugins
+from quantkit.errors import DataError, RecipeError
 from quantkit.interfaces import LayerRounding
 from quantkit.model import QuantizedModel
 from quantkit.model_calibration import calls_of
+from quantkit.recipe import PlugIn
 from quantkit.reconstruction.block import Block
 from quantkit.reconstruction.blocks import blocks_of
 from quantkit.reconstruction.layers import Form, form_of, gathered, spread
@@ -291,3 +292,19 @@ def test_a_block_runs_with_weights_and_biases_of_ones_choice() -> None:
     result = block.run(inputs, weights, biases)
     assert result.shape[0] == block.target([0, 1]).shape[0] == 16
     torch.testing.assert_close(result, F.relu(torch.ones_like(result)))
+
+
+def test_a_weight_that_two_layers_read_is_refused_with_what_to_set() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.fc(F.relu(self.fc(x)))
+            return result
+
+    recipe = quantkit.read_recipe(plugins.recipe_path("int8_ptq"))
+    learned = recipe.model_copy(update={"rounding": PlugIn(name="descent")})
+    with pytest.raises(RecipeError, match=r"read one weight.*set rounding: nearest"):
+        quantkit.quantize(Twice().eval(), learned, calibration=[torch.randn(8, 32)])
