@@ -39,7 +39,7 @@ class TrainingChoice(BaseModel):
         precision: ``bfloat16``: compute in it where autocast does.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     grids: Literal["follow", "learn", "fixed"] = "learn"
     freeze_observers: _Fraction = 0.5

@@ -88,6 +88,13 @@ def test_every_recipe_reads_back_from_its_own_yaml(data: dict[str, Any]) -> None
     assert parse_recipe(recipe.to_yaml(), name="mine") == recipe
 
 
+def test_an_infinite_setting_reads_back_as_one() -> None:
+    entropy = {"name": "entropy", "settings": {"most": float("inf"), "least": -float("inf")}}
+    recipe = parse(scheme={"weights": CHANNEL}, calibrator=entropy)
+    assert recipe.calibrator.settings == entropy["settings"]
+    assert parse_recipe(recipe.to_yaml(), name="mine") == recipe
+
+
 def test_its_name_is_its_files(tmp_path: Path) -> None:
     path = tmp_path / "my_recipe.yaml"
     path.write_text("scheme: {weights: {per: channel}}")
