@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from exported_models import assert_same, opened
 from pydantic import ValidationError
+from rtx_kernels import kernels_of
 from torch import Tensor, nn
 
 import small_models
@@ -28,7 +29,6 @@ from quantkit.qat.switches import train_quantizers
 from quantkit.recipe import PlugIn, Recipe
 from quantkit.reconstruction.layers import set_weight
 from quantkit.settling import settle
-from quantkit.targets.tensorrt_rtx import TensorRTRTX
 from quantkit.workflow import prepare, quantize, resolve_recipe, round_weights
 
 
@@ -420,22 +420,8 @@ def test_kept_batch_norm_is_refused() -> None:
 def test_the_builder_makes_no_more_kernels_and_all_in_int8(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason='pip install "quantkit[rtx]"')
     net = small_models.resnet()
-    counts = [_kernels(net, recipe, tmp_path) for recipe in ("int8_ptq", "int8_centered")]
+    counts = [
+        kernels_of(quantize(net, recipe, calibration=[net.inputs(8, seed=1)[0]]), tmp_path)
+        for recipe in ("int8_ptq", "int8_centered")
+    ]
     assert counts[1] <= counts[0]
-
-
-def _kernels(net: small_models.SmallModel, recipe: str, folder: Path) -> int:
-    """How many kernels compute; every planned layer runs in INT8."""
-    from quantkit.targets import _rtx_layers
-    from quantkit.targets._engine_coverage import coverage
-    from quantkit.targets._engine_source import Source, read_source
-
-    model = quantize(net, recipe, calibration=[net.inputs(8, seed=1)[0]])
-    source = read_source(export_onnx(model, folder / "model.onnx", form="tensorrt"))
-    assert isinstance(source, Source)
-    outcome = TensorRTRTX(progress=False)._built(source, folder / "engine")
-    kernels = _rtx_layers.parse_layers(outcome.layers)
-    layers, _ = coverage(source.reader, kernels, built=outcome.built, own=lambda node: None)
-    assert {layer.precision for layer in layers if layer.quantized} == {"int8"}
-    assert sum(layer.quantized for layer in layers) == len(model.plan.quantized)
-    return sum(k.layer_type not in {"shape_call", "signal", "wait"} for k in kernels)
