@@ -96,14 +96,9 @@ def _inputs(graph: fx.GraphModule, description: Description, recipe: Recipe) -> 
         layer = _layer_behind(graph, node) if node.op == "placeholder" else None
         if layer is None:
             continue
-        tensor = next(
-            (
-                t
-                for op in (layer, layer.args[0])
-                if op in names and (t := plan.tensor(names[op], 0))
-            ),
-            None,
-        )
+        before: Any = layer.args[0]  # the plan may have the grid before a pad
+        reading = [names[op] for op in (layer, before) if op in names]
+        tensor = next((t for name in reading if (t := plan.tensor(name, 0))), None)
         if tensor is not None and _takes_pixels(tensor.spec):
             found.append(_Input(node, layer, tensor.spec))
     return found
