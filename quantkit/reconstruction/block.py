@@ -14,6 +14,7 @@ from quantkit.model import Layer
 from quantkit.numerics import QParams
 from quantkit.reconstruction.blocks import Span
 from quantkit.reconstruction.layers import own_weight, set_weight
+from quantkit.reconstruction.moments import held_out
 from quantkit.reconstruction.stream import Quantize, Stream, Values, sample_count
 
 
@@ -49,6 +50,9 @@ class Block:
         name: the path that its layers have in common.
         layers: those whose weights are to be rounded.
         activations: the quantizers of activations that are read within and nowhere else, by name.
+        seen: the numbers of the calls to learn from.
+        told: those of the calls to judge by, which no rounding has learned from; where there are
+            too few calls for that, all.
     """
 
     def __init__(
@@ -70,19 +74,18 @@ class Block:
         self.layers = tuple(_seen(layer, weights[layer.name]) for layer in span.layers)
         self._targets = [values[self._output] for values in floating]
         self.activations = _own_quantizers(stream, span)
-
-    def __len__(self) -> int:
-        """How many calls the samples came in."""
-        return len(self._targets)
+        self.seen = [i for i in range(len(floating)) if not held_out(i)]
+        self.told = [i for i in range(len(floating)) if held_out(i)] or self.seen
 
     def batches(self, samples: int, steps: int, generator: torch.Generator) -> Iterator[list[int]]:
-        """Numbers of calls that together hold about so many samples, ``steps`` times, by chance.
+        """Numbers of ``seen`` calls with about so many samples together, ``steps`` times, by chance.
 
         Calls of one batch have one shape.
         """
-        shapes = [tuple(target.shape[1:]) for target in self._targets]
+        shapes = {index: tuple(self._targets[index].shape[1:]) for index in self.seen}
         for _ in range(steps):
-            order = torch.randperm(len(shapes), generator=generator).tolist()
+            drawn = torch.randperm(len(self.seen), generator=generator).tolist()
+            order = [self.seen[number] for number in drawn]
             chosen: list[int] = []
             count = 0
             for index in order:

@@ -91,10 +91,10 @@ class LearnedGrids:
 def error_of(
     block: Block, weights: Mapping[str, Tensor], grids: LearnedGrids | None = None
 ) -> float:
-    """The mean squared error of a block's result over all samples, deployed as it stands."""
+    """The mean squared error of a block's result on the calls to judge by, deployed as it stands."""
     total, count = 0.0, 0
     quantize = None if grids is None else grids.put
-    for index in range(len(block)):
+    for index in block.told:
         inputs = block.inputs([index], quantized=True)
         target = block.target([index])
         result = block.run(inputs, weights, quantize=quantize)

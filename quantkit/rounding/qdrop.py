@@ -25,7 +25,7 @@ class QDrop(BlockRounding):
     (BRECQ, section 3.2), while a share of its activations, each element by chance, is left in
     float (QDrop, equation 8), so that the minimum found is flat. The steps of its activations
     learn beside them (LSQ). It begins with what a rounding of layers has found, and what it learns
-    is kept where that lowers the error of the block's result over all samples.
+    is kept where that lowers the error of the block's result on samples that are held out.
 
     Attributes:
         samples: of the calibration data.
