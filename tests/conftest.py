@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,17 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Engines that tests build are not remembered among the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTKIT_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_table_of_operators() -> Iterator[None]:
+    """PyTorch's exporter makes its table of operators once, and not for a second in each export."""
+    from torch.onnx._internal.exporter import _registration
+
+    registry: Any = _registration.ONNXRegistry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", staticmethod(cache(registry.from_torchlib)))
         yield
 
 

@@ -174,7 +174,7 @@ def _best(
     """The scale with the least error; ``None`` where it saves too little."""
     weights = [_weight(module, layer) for layer in group.layers]
     on_grid = _quantizer(group.activation, recipe.calibrator)
-    grids = [_quantizer(spec, recipe.weight_calibrator) for spec in group.weights]
+    grids = [_quantizer(spec, _weights_by(spec, recipe)) for spec in group.weights]
     expected = [seen.rows @ weight.mT for weight in weights]
     columns = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
 
@@ -189,6 +189,15 @@ def _best(
         if (found := error(scale)) < least:
             least, best = found, scale
     return best
+
+
+def _weights_by(spec: QuantSpec | None, recipe: Recipe) -> PlugIn:
+    """The recipe's calibrator, or where steps are fine, and a search for each candidate slow, none.
+
+    A threshold hardly moves on 256 codes, and the choice of a scale not at all.
+    """
+    fine = spec is not None and not spec.is_float and spec.qmax - spec.qmin >= 254
+    return PlugIn(name="minmax") if fine else recipe.weight_calibrator
 
 
 def _weight(module: fx.GraphModule, layer: fx.Node) -> Tensor:

@@ -15,7 +15,7 @@ from quantkit.numerics import QParams
 from quantkit.reconstruction.blocks import Span
 from quantkit.reconstruction.layers import own_weight, set_weight
 from quantkit.reconstruction.moments import held_out
-from quantkit.reconstruction.stream import Quantize, Stream, Values, sample_count
+from quantkit.reconstruction.stream import Pieces, Quantize, Stream, Values, sample_count
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Block:
         self._layers = {layer.name: layer for layer in span.layers}
         self.layers = tuple(_seen(layer, weights[layer.name]) for layer in span.layers)
         self._targets = [values[self._output] for values in floating]
-        self.activations = _own_quantizers(stream, span)
+        self.activations = own_quantizers(stream.pieces, span)
         self.seen = [i for i in range(len(floating)) if not held_out(i)]
         self.told = [i for i in range(len(floating)) if held_out(i)] or self.seen
 
     def batches(self, samples: int, steps: int, generator: torch.Generator) -> Iterator[list[int]]:
-        """Numbers of ``seen`` calls with about so many samples together, ``steps`` times, by chance.
+        """Numbers of ``seen`` calls that hold about so many samples, ``steps`` times, by chance.
 
         Calls of one batch have one shape.
         """
@@ -154,9 +154,8 @@ class Block:
             bias.copy_(values)
 
 
-def _own_quantizers(stream: Stream, span: Span) -> dict[str, FakeQuantize]:
-    """The quantizers of activations all of whose uses lie within."""
-    pieces = stream.pieces
+def own_quantizers(pieces: Pieces, span: Span) -> dict[str, FakeQuantize]:
+    """The quantizers of activations all of whose uses lie within, by name."""
     inside: dict[str, bool] = {}
     for place, node in enumerate(pieces.nodes):
         if node.op == "call_module":

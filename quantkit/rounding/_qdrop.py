@@ -91,7 +91,7 @@ class LearnedGrids:
 def error_of(
     block: Block, weights: Mapping[str, Tensor], grids: LearnedGrids | None = None
 ) -> float:
-    """The mean squared error of a block's result on the calls to judge by, deployed as it stands."""
+    """The mean squared error of a block's result on the calls to judge by, as it is deployed."""
     total, count = 0.0, 0
     quantize = None if grids is None else grids.put
     for index in block.told:
