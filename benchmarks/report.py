@@ -7,7 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import calibration_page, engines_page, inductor, qat_page, survival_page
+from benchmarks import (
+    calibration_page,
+    engines_page,
+    inductor,
+    qat_page,
+    recovery,
+    survival_page,
+)
 from benchmarks.tables import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -16,6 +23,7 @@ FOLDER = Path(__file__).parent / "results"
 #: What follows the first part of the page: the file of results, and what renders it.
 _PARTS = {
     "survival": survival_page.render,
+    "recovery": recovery.page,
     "engines": engines_page.render,
     "inductor": inductor.page,
     "calibration": calibration_page.render,

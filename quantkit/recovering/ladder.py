@@ -146,7 +146,12 @@ def asymmetric(best: Recipe, facts: Facts) -> tuple[Candidate, ...] | Skip:
             return Skip(why="no pass center is installed")
         changes["passes"] = _in_order([*best.passes, PlugIn(name="center")])
         told = "asymmetric, + center"
-    return (_candidate("asymmetric", told, best, **changes),)
+    found = [_candidate("asymmetric", told, best, **changes)]
+    if not facts.onnx and "conv" in facts.operators and "align_input" in facts.passes:
+        made = found[0].recipe.passes
+        changes["passes"] = _in_order([*made, PlugIn(name="align_input")])
+        found.append(_candidate("asymmetric", f"{told}, + align_input", best, **changes))
+    return tuple(found)
 
 
 def training(best: Recipe, facts: Facts) -> tuple[Candidate, ...] | Skip:
@@ -202,6 +207,7 @@ LADDER: tuple[Step, ...] = (
 _ORDER = (
     "fold_batchnorm",
     "keep_batchnorm",
+    "align_input",
     "equalize",
     "absorb_bias",
     "smooth",

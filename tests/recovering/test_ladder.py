@@ -135,6 +135,15 @@ def test_tensorrt_gets_no_zero_points_without_centering() -> None:
     assert skipped("asymmetric", recipe(), without) == "no pass center is installed"
 
 
+def test_images_are_put_on_their_pixels_behind_the_asymmetric_grids_that_it_needs() -> None:
+    facts = replace(FACTS, passes=FACTS.passes | {"align_input"})
+    plain, aligned = proposed("asymmetric", recipe(passes=["fold_batchnorm", "equalize"]), facts)
+    assert names(plain.recipe) == ["fold_batchnorm", "equalize", "center"]
+    assert names(aligned.recipe) == ["fold_batchnorm", "align_input", "equalize", "center"]
+    linear = replace(facts, operators=frozenset({"linear"}))
+    assert len(proposed("asymmetric", recipe(), linear)) == 1
+
+
 def test_sensitive_layers_are_doubled_up_to_half_and_stay_together() -> None:
     best = recipe(overrides=[{"module": "stem", "scheme": None}])
     tried = proposed("mixed precision", best)

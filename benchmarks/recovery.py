@@ -1,0 +1,131 @@
+"""``python -m benchmarks.recovery``: ``recover`` on EfficientNet-Lite0, and its recipe run again.
+
+It begins with min-max ranges and one scale a tensor of weights, which lose nearly all accuracy. The
+128 calibration photos calibrate, the 300 labelled photos are the held-out data. Then the recipe
+that was found makes the model anew, and that is measured on the same photos: simulated, and
+deployed in ONNX Runtime (exact mode).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import quantkit
+from benchmarks import report, spine
+from benchmarks.machine import machine
+from benchmarks.tables import table
+from benchmarks.zoo import LITE0
+from quantkit.onnx.export import export_onnx
+from quantkit.recipe import Recipe, parse_recipe
+from quantkit.recovering.goal import Attempt
+
+RESULTS = Path(__file__).parent / "results" / "recovery.json"
+START = Recipe.model_validate(
+    {
+        "name": "min-max per tensor",
+        "scheme": {"weights": {"per": "tensor"}, "activations": {"per": "tensor"}},
+        "calibrator": "minmax",
+    }
+)
+_HEAD = ("step", "change", "top-1", "drop", "SQNR dB", "seconds", "")
+
+
+def main() -> None:
+    """Climb, make the model again, and write what both are worth."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--max-drop", type=float, default=0.5)
+    parser.add_argument("--time-limit", type=float, default=1800.0, help="seconds")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    module, held_out = LITE0.load(), list(LITE0.evaluation(spine.BATCH, None))
+    found = quantkit.recover(
+        module, START, calibration=[x for (x,) in LITE0.calibration(spine.CALIBRATION_BATCH)],
+        holdout=[(inputs[0], labels) for inputs, labels in held_out], metric="accuracy",
+        max_drop=options.max_drop, time_limit=options.time_limit, example_inputs=LITE0.example(),
+        dynamic_shapes=LITE0.dynamic_shapes, keep_model=False, on_attempt=_tell,
+    )  # fmt: skip
+    print(found.told, file=sys.stderr)
+    results = {
+        "machine": machine(),
+        "found": found.as_json(),
+        "yaml": found.to_yaml(),
+        "again": _again(found.to_yaml(), module, held_out),
+    }
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    if options.out == RESULTS:
+        report.write()
+
+
+def _tell(attempt: Attempt) -> None:
+    value = "" if attempt.measured is None else f"{attempt.measured.value:.2f}"
+    print(attempt.step, attempt.change, value, attempt.status, file=sys.stderr, flush=True)
+
+
+def _again(
+    text: str, module: torch.nn.Module, data: Sequence[tuple[tuple[torch.Tensor, ...], Any]]
+) -> dict[str, Any]:
+    """The model that the written recipe makes, on the same data."""
+    qmodel = spine.quantized(LITE0, parse_recipe(text, name="recovered"), module)
+    outputs: dict[str, list[torch.Tensor]] = {"float": [], "simulated": [], "deployed": []}
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        run = spine.deployed(export_onnx(qmodel, Path(folder) / "model.onnx"), exact=True)
+        for inputs, _ in data:
+            outputs["float"].append(module(*inputs))
+            outputs["simulated"].append(qmodel(*inputs))
+            outputs["deployed"].append(run(*inputs))
+    whole = {name: torch.cat(parts) for name, parts in outputs.items()}
+    labels = torch.cat([labels for _, labels in data])
+    return {
+        "points": {name: LITE0.metric(values, labels) for name, values in whole.items()},
+        "sqnr_db": {
+            name: spine.decibels(whole["float"], whole[name]) for name in ("simulated", "deployed")
+        },
+    }
+
+
+def page(results: dict[str, Any]) -> str:
+    """The part of docs/benchmarks.md."""
+    found, again = results["found"], results["again"]
+    verdict = "met" if found["met"] else "NOT met"
+    lines = [
+        "## Recovery",
+        "",
+        "`python -m benchmarks.recovery`: `recover` on EfficientNet-Lite0 from min-max ranges and",
+        f"one scale a tensor of weights, with a drop of {found['max_drop']:g} points allowed; the",
+        f"{found['samples']} labelled photos judge. The goal is {verdict}, in",
+        f"{found['seconds'] / 60.0:.0f} minutes:",
+        "",
+        *table(_HEAD, (_row(attempt) for attempt in found["attempts"])),
+        "",
+        "Its recipe run again, on the same photos: top-1 "
+        f"{again['points']['simulated']:.2f} simulated and {again['points']['deployed']:.2f} in",
+        f"ONNX Runtime of {again['points']['float']:.2f} in float; SQNR "
+        f"{again['sqnr_db']['simulated']:.2f} dB and {again['sqnr_db']['deployed']:.2f} dB.",
+        "",
+        "```yaml",
+        results["yaml"].rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(attempt: dict[str, Any]) -> tuple[str, ...]:
+    value, drop, sqnr = (attempt.get(key) for key in ("value", "drop", "sqnr"))
+    numbers = ["" if x is None else f"{x:.2f}" for x in (value, drop, sqnr)]
+    note = "best so far" if attempt["best_so_far"] else attempt["note"] or attempt["status"]
+    return (attempt["step"], attempt["change"], *numbers, f"{attempt['seconds']:.0f}", note)
+
+
+if __name__ == "__main__":
+    main()
