@@ -12,7 +12,7 @@ from benchmarks import (
     engines_page,
     inductor,
     qat_page,
-    recovery,
+    recovery_page,
     survival_page,
 )
 from benchmarks.tables import table
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "results"
 #: What follows the first part of the page: the file of results, and what renders it.
 _PARTS = {
     "survival": survival_page.render,
-    "recovery": recovery.page,
+    "recovery": recovery_page.render,
     "engines": engines_page.render,
     "inductor": inductor.page,
     "calibration": calibration_page.render,
