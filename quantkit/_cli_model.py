@@ -117,20 +117,38 @@ def prepared(
 
 
 def quantize(
-    model: Source, recipe: Recipe, given: Seen, shapes: Shapes, *, static: bool
+    model: Source,
+    recipe: Recipe,
+    given: Seen,
+    shapes: Shapes,
+    *,
+    static: bool,
+    checkpoint: Path | None = None,
 ) -> QuantizedModel | QuantizedOnnx:
-    """The steps of ``quantkit.quantize``, each shown while it runs."""
+    """The steps of ``quantkit.quantize``, each shown while it runs.
+
+    Args:
+        model: in float.
+        recipe: all choices.
+        given: data, statistics and where these are written.
+        shapes: of example inputs.
+        static: whether every dimension is fixed.
+        checkpoint: of the rounding.
+    """
     if isinstance(model, Path):
         return onnx_files.quantize(
             model, recipe, given.data, statistics=given.statistics, checkpoint=given.checkpoint
         )
     qmodel = prepared(model, recipe, given.data, shapes, static=static)
-    complete(qmodel, given)
+    complete(qmodel, given, checkpoint)
     return qmodel
 
 
-def complete(qmodel: QuantizedModel, given: Seen) -> None:
-    """Calibrate a prepared model, round its weights, and correct what that costs."""
+def complete(qmodel: QuantizedModel, given: Seen, checkpoint: Path | None = None) -> None:
+    """Calibrate a prepared model, round its weights, and correct what that costs.
+
+    ``checkpoint`` is that of the rounding.
+    """
     from quantkit.model_calibration import calibrate
     from quantkit.workflow import correct, round_weights, samples_needed
 
@@ -138,7 +156,7 @@ def complete(qmodel: QuantizedModel, given: Seen) -> None:
         calibrate(qmodel, given.data, statistics=given.statistics, checkpoint=given.checkpoint)
     if samples_needed(qmodel.recipe):
         # They show their own progress.
-        round_weights(qmodel, given.data)
+        round_weights(qmodel, given.data, checkpoint=checkpoint)
         correct(qmodel, given.data)
         return
     with working("rounding weights"):

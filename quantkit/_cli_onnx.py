@@ -20,6 +20,7 @@ _REASONS = {
     "--weights": "holds its own weights",
     "--input-shape": "says itself what its inputs are",
     "--static": "says itself which of its dimensions are fixed",
+    "--checkpoint": "is rounded to nearest, which is done at once",
     "--save": "has no parameters of PyTorch to save (the ONNX file written holds the grids)",
 }
 

@@ -135,6 +135,14 @@ Every = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the statistics of a run that was ended.")
 ]
+RoundingCheckpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="FILE",
+        help="Write each block that a rounding has learned; if it is there, go on from it.",
+    ),
+]
 Compare = Annotated[
     bool, typer.Option("--compare", help="Show the range and SQNR of each calibrator.")
 ]

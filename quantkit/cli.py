@@ -119,6 +119,7 @@ def quantize(
     save_statistics: option.SaveStatistics = None,
     every: option.Every = 64,
     resume: option.Resume = False,
+    checkpoint: option.RoundingCheckpoint = None,
     as_json: option.Json = False,
 ) -> None:
     """Quantize a PyTorch model or a float ONNX file, and write it as ONNX (or .pt2) with Q/DQ.
@@ -127,6 +128,7 @@ def quantize(
     Examples:
       quantkit quantize net:make --weights net.pth --data calib.yaml -o net.onnx
       quantkit quantize net:make --recipe int8_cpu --data calib.yaml -o cpu.pt2
+      quantkit quantize net.pt2 --recipe w4a8 --data calib.yaml -o a.onnx --checkpoint a.rounded
       quantkit quantize net.pt2 --recipe int8_cpu --data calib.yaml -o cpu.onnx
       quantkit quantize float.onnx --data calib.yaml -o net.onnx
       quantkit quantize net.pt2 --recipe int8_weight_only -o weights.onnx
@@ -136,22 +138,30 @@ def quantize(
     with together(), screen(as_json) as show:
         onnx_files.refuse_options(
             model, {"--weights": weights, "--input-shape": input_shape, "--static": static,
-                    "--save": save},
+                    "--save": save, "--checkpoint": checkpoint},
         )  # fmt: skip
         place = work.optional_target(target, gpu, cpu)
         place = models.fitting_target(model, output, place, cpu)
         shapes = option.parse_shapes(input_shape or ())
+        if resume and checkpoint and not save_statistics:
+            raise work.UsageError("--checkpoint goes on if its file is there: leave --resume out")
         work.require_checkpoint("--save-statistics", save_statistics, data, statistics, resume)
-        for path in filter(None, (output, save_plan, save, save_statistics)):
+        for path in filter(None, (output, save_plan, save, save_statistics, checkpoint)):
             work.require_writable(path)
         chosen = work.accepted_recipe(recipe, place, cpu, data, any_data=bool(statistics))
+        if checkpoint is not None:
+            from quantkit.workflow import require_learning
+
+            require_learning(chosen)
         wanted = form or (chosen.target if place is None else place.form)
         work.require_form(chosen, wanted)
         doubts = work.warnings_of(chosen, place, wanted, cpu)
         show.warnings(doubts)
         source = models.load(model, weights)
         given = models.seen(data, source, statistics, save_statistics, every=every, resume=resume)
-        qmodel = models.quantize(source, chosen, given, shapes, static=static)
+        qmodel = models.quantize(
+            source, chosen, given, shapes, static=static, checkpoint=checkpoint
+        )
         if not leads():
             return
         written = models.write(qmodel, output, wanted, plan=save_plan, state=save)

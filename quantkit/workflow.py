@@ -64,6 +64,7 @@ def quantize(
     dynamic_shapes: DynamicShapes = "batch",
     target: Target | str | None = None,
     cpu: str = "auto",
+    checkpoint: Path | str | None = None,
 ) -> QuantizedModel:
     """A quantized copy of ``model``, calibrated and ready to export or to train.
 
@@ -79,12 +80,14 @@ def quantize(
         dynamic_shapes: see ``graph.capture.capture``.
         target: where the model is to run; what it cannot run is refused before any work.
         cpu: the processor to deploy to, for recipes that depend on it: ``auto`` is this one.
+        checkpoint: a file for a rounding that learns, see `round_weights`.
 
     Raises:
-        RecipeError: the recipe is unknown or malformed, or ``target`` cannot run it.
+        RecipeError: the recipe is unknown or malformed, or ``target`` cannot run it; or there is a
+            checkpoint, and its rounding learns nothing.
         CaptureError: the model does not export.
         DataError: the calibration data are empty, misshapen, or hold NaN or infinity.
-        ModelFileError: the statistics are not readable, or of another model.
+        ModelFileError: the statistics or the checkpoint are not readable, or of another model.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32))
@@ -94,6 +97,8 @@ def quantize(
         ('0', '2')
     """
     resolved = resolve_recipe(recipe, target=target, cpu=cpu)
+    if checkpoint is not None:
+        require_learning(resolved)
     samples, again = calibration, calibration
     captured = isinstance(model, torch.export.ExportedProgram)
     if example_inputs is None and example_kwargs is None and not (captured and statistics):
@@ -115,7 +120,7 @@ def quantize(
                 "calibration=batches, or use a weight-only recipe"
             )
         calibrate(prepared, samples, statistics=statistics)
-    round_weights(prepared, again)
+    round_weights(prepared, again, checkpoint=checkpoint)
     correct(prepared, again)
     return prepared
 
@@ -249,7 +254,12 @@ def _begin_with(quantizer: FakeQuantize, path: str, low: Tensor, high: Tensor) -
         quantizer.observer.begin_with(low, high)
 
 
-def round_weights(model: QuantizedModel, calibration: Iterable[Any] | None = None) -> None:
+def round_weights(
+    model: QuantizedModel,
+    calibration: Iterable[Any] | None = None,
+    *,
+    checkpoint: Path | str | None = None,
+) -> None:
     """Put the weights on their grids by the recipe's rounding, and the biases on the accumulator's.
 
     Integer runtimes hold a bias as a multiple of ``s_x * s_w``, the step of the sums it is added
@@ -259,11 +269,19 @@ def round_weights(model: QuantizedModel, calibration: Iterable[Any] | None = Non
     Args:
         model: calibrated, where its activations are quantized.
         calibration: batches that can be read again, for roundings that learn from data.
+        checkpoint: a file that is written after each block. Where it is there, the run goes on
+            behind the last block that it holds, and the result is the same to the bit, on the same
+            machine. It is bound to the model, the data and the rounding, and it stays.
 
     Raises:
         DataError: the rounding learns from data, and there are none.
-        RecipeError: it cannot round a weight that is computed from others.
+        ExportError: the checkpoint cannot be written.
+        ModelFileError: the checkpoint is not readable, or of another run; it stays as it was.
+        RecipeError: it cannot round a weight that is computed from others; or there is a
+            checkpoint, and it learns nothing.
     """
+    if checkpoint is not None:
+        require_learning(model.recipe)
     choice = model.recipe.rounding
     rounding = _any_plugin("rounding", choice, ROUNDINGS)
     if any(p.reads_float_weights for p in _passes(model.recipe) if isinstance(p, ModelPass)):
@@ -274,7 +292,9 @@ def round_weights(model: QuantizedModel, calibration: Iterable[Any] | None = Non
                 make_room_for_bias(layer)
     if isinstance(rounding, (LayerRounding, BlockRounding)):
         calls = _calls(model.capture, calibration, rounding.samples, choice.name)
-        reconstruct(model, rounding, calls)
+        reconstruct(
+            model, rounding, calls, checkpoint=None if checkpoint is None else Path(checkpoint)
+        )
     with torch.no_grad():
         for layer in model.layers():
             if layer.weight is None:
@@ -302,6 +322,19 @@ def correct(model: QuantizedModel, calibration: Iterable[Any] | None = None) -> 
         if isinstance(found, ModelPass):
             found.apply(model, _calls(model.capture, calibration, found.samples, choice.name))
     forget_float(model)
+
+
+def require_learning(recipe: Recipe) -> None:
+    """Refuse to keep a checkpoint where there is nothing to go on with.
+
+    Raises:
+        RecipeError: the recipe's rounding takes each weight by itself.
+    """
+    if isinstance(_any_plugin("rounding", recipe.rounding, ROUNDINGS), Rounding):
+        raise RecipeError(
+            f"recipe {recipe.name}: its rounding, {recipe.rounding.name}, learns nothing, so "
+            "nothing is lost where it is ended; leave the checkpoint out"
+        )
 
 
 def samples_needed(recipe: Recipe) -> int:

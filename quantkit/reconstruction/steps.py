@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from quantkit.model import Layer, QuantizedModel
 from quantkit.progress import track
 from quantkit.reconstruction.block import Block
 from quantkit.reconstruction.blocks import Span, blocks_of
+from quantkit.reconstruction.checkpoint import account, begun, learned_tensors
 from quantkit.reconstruction.damping import UNTOLD, damped, trusted
 from quantkit.reconstruction.descent import quickly
 from quantkit.reconstruction.layers import (
@@ -30,7 +32,11 @@ from quantkit.reconstruction.stream import Stream, Values
 
 
 def reconstruct(
-    model: QuantizedModel, rounding: LayerRounding | BlockRounding, calls: Sequence[Call]
+    model: QuantizedModel,
+    rounding: LayerRounding | BlockRounding,
+    calls: Sequence[Call],
+    *,
+    checkpoint: Path | None = None,
 ) -> None:
     """Round every weight that the plan quantizes, from the model's beginning to its end.
 
@@ -41,30 +47,58 @@ def reconstruct(
         model: calibrated; its weights are those of the float model.
         rounding: learns one layer at a time, or one block.
         calls: checked; all are kept in memory.
+        checkpoint: a file that is written after each block; where it is there, the blocks that it
+            holds are taken from it, and the result is that of a run that was not ended.
 
     Raises:
         DataError: there are no samples.
+        ExportError: the checkpoint cannot be written.
+        ModelFileError: the checkpoint is not readable, or of another run.
         RecipeError: a weight is computed from others, or several layers read it.
     """
     if not calls:
         raise DataError("a rounding that learns needs calibration data; pass at least one batch")
     _require_own_weights(model)
-    first = rounding.first if isinstance(rounding, BlockRounding) else rounding
     training = model.training
     model.eval()
     model.simulate()
     stream = Stream(model, calls)
     spans = blocks_of(model, stream.pieces)
     try:
-        for span in track(spans, "rounding weights", total=len(spans)):
+        done = None
+        if checkpoint is not None:
+            expected = [learned_tensors(stream.pieces, span) for span in spans]
+            done = begun(checkpoint, account(model, rounding, calls), expected)
+        for number, span in enumerate(track(spans, "rounding weights", total=len(spans))):
             floating = stream.ahead(span.stop)
-            whole = {layer.name: own_weight(layer).detach().clone() for layer in span.layers}
-            _round_layers(stream, span, first, whole)
-            if isinstance(rounding, BlockRounding):
-                rounding.round(Block(stream, span, floating, whole))
+            if done is None or not done.restore(number, learned_tensors(stream.pieces, span)):
+                _round_block(stream, span, rounding, floating)
+                if done is not None:
+                    done.add(learned_tensors(stream.pieces, span))
             stream.move(span.stop, floating)
     finally:
         model.train(training)
+
+
+def _round_block(
+    stream: Stream,
+    span: Span,
+    rounding: LayerRounding | BlockRounding,
+    floating: Sequence[Values],
+) -> None:
+    """Each layer of a block, and then, if the rounding is one of blocks, all together.
+
+    Args:
+        stream: at the beginning of the block.
+        span: the block.
+        rounding: learns one layer at a time, or one block.
+        floating: the float values behind the block, of each call.
+    """
+    first = rounding.first if isinstance(rounding, BlockRounding) else rounding
+    whole = {layer.name: own_weight(layer).detach().clone() for layer in span.layers}
+    _round_layers(stream, span, first, whole)
+    if isinstance(rounding, BlockRounding):
+        rounding.round(Block(stream, span, floating, whole))
 
 
 def _require_own_weights(model: QuantizedModel) -> None:
