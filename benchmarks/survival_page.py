@@ -21,9 +21,9 @@ def render(results: dict[str, Any]) -> str:
         "",
         "`python -m benchmarks.survival`; every row quantized in a process of its own, on one",
         "thread, and deployed in ONNX Runtime in exact mode (the TensorRT form), on the same data",
-        "as above. *Baseline* is the row that it improves on. *Seconds* and *memory* (what the",
-        "peak rises by) are those of `quantize`; the machine was shared, so seconds are rough. A row",
-        "named after a pass or rounding is the baseline's recipe with that beside.",
+        "as above. *Baseline* is the row that it improves on. *Seconds* and *memory* (by what",
+        "the peak rises) are those of `quantize`; the machine was shared, so seconds are rough. A",
+        "row named after a pass or rounding is its baseline's recipe with that beside.",
         "",
     ]
     for model, rows in results["models"].items():

@@ -201,6 +201,9 @@ class QuantizedModel(nn.Module):
         for name, value in state.items():
             if value.shape != own[name].shape:
                 return f"{name} is {tuple(value.shape)} there, {tuple(own[name].shape)} here"
+            if name.startswith("centers.") and not torch.equal(value, own[name].to(value.device)):
+                there, here = f"{float(value):.6g} there", f"{float(own[name]):.6g} here"
+                return f"{name.removeprefix('centers.')} is centered at {there}, {here}"
         if "quantkit.plan" in about:
             theirs = Placement.from_json(about["quantkit.plan"]).grids
             for grid, members in self.plan.grids.items():

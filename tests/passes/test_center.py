@@ -339,8 +339,10 @@ def test_a_state_of_other_shifts_or_of_a_model_that_has_none_is_refused(tmp_path
     with pytest.raises(ModelFileError, match="only in the file"):
         uncentered("residual").load(path)
     other = _calibrated_on(image(7) * 2)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
     with pytest.raises(ModelFileError, match="is centered at"):
         other.load(path)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
 def _calibrated_on(x: Tensor) -> QuantizedModel:
