@@ -23,7 +23,8 @@ def render(results: dict[str, Any]) -> str:
         "thread, and deployed in ONNX Runtime in exact mode (the TensorRT form), on the same data",
         "as above. *Baseline* is the row that it improves on. *Seconds* and *memory* (by what",
         "the peak rises) are those of `quantize`; the machine was shared, so seconds are rough. A",
-        "row named after a pass or rounding is its baseline's recipe with that beside.",
+        "row named after a pass or rounding is its baseline's recipe with that beside. W4A4, with",
+        "asymmetric activations, is in the form of ONNX Runtime.",
         "",
     ]
     for model, rows in results["models"].items():

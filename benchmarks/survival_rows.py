@@ -37,7 +37,14 @@ class Row:
         return Recipe.model_validate(base | self.changes | {"name": self.name})
 
 
-def _rounded(prefix: str, base: str, kind: Any, *roundings: Any, **changes: Any) -> list[Row]:
+def _rounded(
+    prefix: str,
+    base: str,
+    kind: Any,
+    *roundings: Any,
+    form: ExportForm = "tensorrt",
+    **changes: Any,
+) -> list[Row]:
     """Rows of one recipe with several roundings; the first is the baseline."""
     rows: list[Row] = []
     for rounding in roundings:
@@ -45,7 +52,7 @@ def _rounded(prefix: str, base: str, kind: Any, *roundings: Any, **changes: Any)
         first = rows[0].name if rows else None
         rows.append(
             Row(name=name, kind=kind, base=base, changes={**changes, "rounding": rounding},
-                baseline=first)
+                baseline=first, form=form)
         )  # fmt: skip
     return rows
 
@@ -113,7 +120,8 @@ ROWS: dict[str, list[Row]] = {
     RESNET20.name: [
         *_images(),
         *_rounded("w4a8", "w4a8", "w4a8", "nearest", "gptq", "descent", "adaround", _QDROP),
-        *_rounded("w4a4", "w4a4_qat", "w4a4", "nearest", "adaround", _QDROP, **_W4A4),
+        *_rounded("w4a4", "w4a4_qat", "w4a4", "nearest", "adaround", _QDROP,
+                  form="onnxruntime", **_W4A4),
     ],
     LITE0.name: [
         *_images(),
