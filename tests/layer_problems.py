@@ -51,6 +51,7 @@ def problem_of(
         quantized=quantized.mT @ quantized / count,
         crossed=floating.mT @ quantized / count,
         floating=floating.mT @ floating / count,
+        shared=form.shared(spec),
     )
 
 

@@ -16,6 +16,7 @@ from quantkit.graph.abstract import Kind
 from quantkit.graph.aten import kind_of, operator_name
 from quantkit.model import Layer
 from quantkit.numerics import QParams
+from quantkit.spec import QuantSpec
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ class Form:
         if self.transposed:
             return matrices.mT.reshape(self.shape)
         return matrices.reshape(self.shape)
+
+    def shared(self, spec: QuantSpec) -> tuple[int, ...]:
+        """The dimensions of ``(groups, rows)`` whose members have one step on such a grid.
+
+        A product of batched matrices has one step for a column of all of them.
+        """
+        if spec.granularity == "tensor":
+            return (0, 1)
+        return (0,) if self.transposed and self.groups > 1 else ()
 
     def rows(self, x: Tensor, most: int, generator: torch.Generator) -> Tensor:
         """What output positions read of ``x``: ``(groups, positions, inputs)``.

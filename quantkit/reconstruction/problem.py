@@ -35,6 +35,8 @@ class LayerProblem:
             layers before it make, on the activation's own grid where it has one.
         crossed: ``C = E[x x̂ᵀ]``, of the same shape.
         floating: ``F``, of the same shape.
+        shared: the dimensions of ``(groups, rows)`` whose members have one step together, and keep
+            one.
     """
 
     name: str
@@ -45,6 +47,7 @@ class LayerProblem:
     quantized: Tensor
     crossed: Tensor
     floating: Tensor
+    shared: tuple[int, ...] = ()
 
     def snap(self, values: Tensor, step: Tensor | None = None) -> Tensor:
         """The nearest integers of the grid to ``values`` (FP8: values in steps), as floats."""

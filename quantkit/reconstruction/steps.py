@@ -172,6 +172,7 @@ def _problem(layer: Layer, form: Form, weight: Tensor, moments: Moments) -> Laye
         quantized=quantized,
         crossed=crossed,
         floating=floating,
+        shared=form.shared(qparams.spec),
     )
 
 

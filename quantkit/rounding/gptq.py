@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantkit.interfaces import LayerRounding
 from quantkit.rounding._gptq import gptq
-from quantkit.rounding.mse import Mse, shared_rows
+from quantkit.rounding.mse import Mse
 
 if TYPE_CHECKING:
     from quantkit.reconstruction.problem import LayerProblem
@@ -70,7 +70,7 @@ def _better(problem: LayerProblem, first: Rounded, second: Rounded) -> Rounded:
     """Of each row what makes less error of the result; of rows with one step together, for all."""
     first_error, second_error = (problem.error(problem.values(*r)) for r in (first, second))
     if not torch.equal(first[1], second[1]):
-        for dim in shared_rows(problem):
+        for dim in problem.shared:
             first_error = first_error.sum(dim, keepdim=True).expand_as(first_error)
             second_error = second_error.sum(dim, keepdim=True).expand_as(second_error)
     choice = (second_error < first_error)[..., None]

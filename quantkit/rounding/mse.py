@@ -54,16 +54,6 @@ class Mse(LayerRounding):
             return (integers - zero_point) * step
 
         step = best_steps(
-            problem.step, problem.quantized, wanted, fractions, nearest, shared=shared_rows(problem)
+            problem.step, problem.quantized, wanted, fractions, nearest, shared=problem.shared
         )
         return problem.snap(problem.weight, step), step
-
-
-def shared_rows(problem: LayerProblem) -> tuple[int, ...]:
-    """The dimensions of ``(groups, rows)`` whose members have one step together."""
-    if problem.spec.granularity == "tensor":
-        return (0, 1)
-    step = problem.step
-    # A product of batched matrices has one step for a column of all of them.
-    batched = step.shape[0] > 1 and bool((step == step[:1]).all())
-    return (0,) if batched else ()

@@ -85,7 +85,7 @@ def test_a_product_of_batched_matrices_keeps_one_step_for_a_column_of_all() -> N
         for name in ("step", "zero_point", "quantized", "crossed", "floating")
     }
     weight = torch.cat([problem.weight, problem.weight.flip(-1)])
-    _, step = Mse().round(dataclasses.replace(problem, weight=weight, **twice))
+    _, step = Mse().round(dataclasses.replace(problem, weight=weight, shared=(0,), **twice))
     assert torch.equal(step[0], step[1])
 
 
