@@ -23,6 +23,7 @@ from quantkit.interfaces import Finding, Inspection, Severity
 if TYPE_CHECKING:
     from quantkit.checking import CheckReport
     from quantkit.graph.plan import Placement
+    from quantkit.model import Judged
     from quantkit.onnx.parity import OutputParity
     from quantkit.recipe import Recipe
 
@@ -156,6 +157,7 @@ class Screen:
         seconds: float,
         warnings: Sequence[Finding] = (),
         training: Mapping[str, Any] | None = None,
+        judged: Sequence[Judged] = (),
     ) -> None:
         """How many layers are quantized, what is float and why, and what was written."""
         lacking = _lacking(plan)
@@ -164,8 +166,13 @@ class Screen:
         self.json({"output": str(output), "bytes": bytes_after, "float_bytes": bytes_before,
                    "recipe": recipe.name, "form": form, "seconds": seconds, "warnings": told,
                    **({} if training is None else {"training": training}),
+                   **({"judged": [asdict(step) for step in judged]} if judged else {}),
                    "plan": json.loads(plan.to_json())})  # fmt: skip
         self.planned(plan, recipe)
+        if judged:
+            self.line("SQNR of the outputs on calibration samples held out, before and after")
+        for step in judged:
+            self.line(f"  {step}")
         self.line(
             f"Wrote {output}: {size(bytes_after)}; the float weights take {size(bytes_before)}, "
             f"{bytes_before / bytes_after:.1f} times that.",

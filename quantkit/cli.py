@@ -168,7 +168,7 @@ def quantize(
         show.quantized(
             qmodel.plan, chosen, output=output, form=wanted, bytes_before=models.bytes_of(source),
             bytes_after=written, seconds=time.perf_counter() - started,
-            warnings=doubts,
+            warnings=doubts, judged=getattr(qmodel, "judged", ()),
         )  # fmt: skip
 
 

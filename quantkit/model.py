@@ -34,6 +34,28 @@ LAYER = "quantkit_layer"
 MOVING = frozenset({Kind.MOVE, Kind.MAX_POOL, Kind.PAD, Kind.SLICE})
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a step did to the model's outputs on data that it had not learned from.
+
+    Attributes:
+        step: a rounding or pass.
+        before: SQNR of the outputs without it, in dB.
+        after: with it.
+        kept: whether it was kept; if not, the model is as it was before.
+    """
+
+    step: str
+    before: float
+    after: float
+    kept: bool
+
+    def __str__(self) -> str:
+        """Such as ``gptq: 29.3 to 30.1 dB``."""
+        told = f"{self.step}: {self.before:.1f} to {self.after:.1f} dB"
+        return told if self.kept else f"{told}, so it was not kept"
+
+
 class QuantizedModel(nn.Module):
     """A captured model with a ``FakeQuantize`` wherever the plan says.
 
@@ -45,6 +67,7 @@ class QuantizedModel(nn.Module):
         plan: what is quantized, and why; ``print(model.plan)``.
         recipe: every choice that made it.
         capture: example inputs and dynamic shapes, for export.
+        judged: the roundings and corrections that learned from data, and what each was worth.
     """
 
     def __init__(self, capture: Capture, plan: Placement, recipe: Recipe) -> None:
@@ -54,6 +77,11 @@ class QuantizedModel(nn.Module):
         self.recipe = recipe
         self.capture = capture
         self.batch_norm_frozen = False
+        self.judged: tuple[Judged, ...] = ()
+
+    def become(self, other: QuantizedModel) -> None:
+        """Be what another model is, which is not to be used any more."""
+        self.graph, self.plan, self.capture = other.graph, other.plan, other.capture
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the float model returns for these inputs, computed on the grids."""

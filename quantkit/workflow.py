@@ -37,11 +37,12 @@ from quantkit.interfaces import (
     Severity,
     Target,
 )
+from quantkit.keeping import Judge, parted
 from quantkit.loading import require_finite
 from quantkit.model import QuantizedModel, insert_quantizers
 from quantkit.model_calibration import calibrate, calls_of
 from quantkit.recipe import PlugIn, Recipe, read_recipe
-from quantkit.reconstruction.float_layers import forget_float, keep_float
+from quantkit.reconstruction.float_layers import float_constants, forget_float, keep_float
 from quantkit.reconstruction.layers import set_weight
 from quantkit.reconstruction.steps import reconstruct
 from quantkit.settling import make_room_for_bias, round_bias
@@ -266,6 +267,9 @@ def round_weights(
     to. A bias that is one already is the same in simulation and in every engine; it moves by half
     a step of a 32-bit sum at most.
 
+    A rounding that learns is kept only where the model's outputs on held-out calls are no worse
+    than with weights rounded to nearest (`keeping`).
+
     Args:
         model: calibrated, where its activations are quantized.
         calibration: batches that can be read again, for roundings that learn from data.
@@ -292,9 +296,9 @@ def round_weights(
                 make_room_for_bias(layer)
     if isinstance(rounding, (LayerRounding, BlockRounding)):
         calls = _calls(model.capture, calibration, rounding.samples, choice.name)
-        reconstruct(
-            model, rounding, calls, checkpoint=None if checkpoint is None else Path(checkpoint)
-        )
+        path = None if checkpoint is None else Path(checkpoint)
+        with Judge.of(model, parted(calls)[1]).over(model, choice.name):
+            reconstruct(model, rounding, calls, checkpoint=path)
     with torch.no_grad():
         for layer in model.layers():
             if layer.weight is None:
@@ -310,6 +314,8 @@ def round_weights(
 def correct(model: QuantizedModel, calibration: Iterable[Any] | None = None) -> None:
     """Run the recipe's passes over the quantized model: what rounding has cost, they win back.
 
+    A correction that does not help the model's outputs on held-out calls is taken back (`keeping`).
+
     Args:
         model: calibrated, its weights rounded.
         calibration: batches that can be read again.
@@ -319,8 +325,16 @@ def correct(model: QuantizedModel, calibration: Iterable[Any] | None = None) -> 
     """
     for choice in model.recipe.passes:
         found = _any_plugin("passes", choice, PASSES)
-        if isinstance(found, ModelPass):
-            found.apply(model, _calls(model.capture, calibration, found.samples, choice.name))
+        if not isinstance(found, ModelPass):
+            continue
+        calls = _calls(model.capture, calibration, found.samples, choice.name)
+        constants = float_constants(model) if found.reads_float_weights else None
+        if not calls or constants is None:
+            found.apply(model, calls)
+            continue
+        seen, told = parted(calls)
+        with Judge.of(model, told, constants).over(model, choice.name):
+            found.apply(model, seen)
     forget_float(model)
 
 
