@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def test_the_command_tells_it(
     (tmp_path / "recipe.yaml").write_text(recipe("correct_bias", rounding="gptq").to_yaml())
     np.savez("rows.npz", input=torch.cat(DATA).numpy())
     (tmp_path / "rows.yaml").write_text("{source: rows.npz, inputs: {input: {}}, batch_size: 8}")
-    command = "quantize net.pt2 --recipe recipe.yaml --data rows.yaml -o a.onnx".split()
+    command = shlex.split("quantize net.pt2 --recipe recipe.yaml --data rows.yaml -o a.onnx")
     assert cli.main(command) == 0
     out = capsys.readouterr().out
     assert "gptq: " in out
