@@ -1,9 +1,9 @@
 """Keep what a step makes of a quantized model only where the model's outputs are no worse for it.
 
 Roundings and corrections lower the error of a layer or block. That mostly, but not always, lowers
-the error of the model: where few vectors carry nearly all of a layer's error (the separators of a
-language model), what repairs them may harm the rest. So the outputs judge, on calls that no step
-has learned from.
+the error of the model: where vectors that no output reads carry nearly all of a layer's error (the
+padding of sentences), what repairs them may harm the rest. So the outputs judge, on calls that no
+step has learned from.
 """
 
 from __future__ import annotations
