@@ -20,7 +20,8 @@ from quantkit.passes._moments import Moments, Sums
 from quantkit.progress import track
 from quantkit.reconstruction.blocks import blocks_of
 from quantkit.reconstruction.float_layers import float_constants
-from quantkit.reconstruction.stream import Pieces, Values
+from quantkit.reconstruction.padding import real_positions, without_padding
+from quantkit.reconstruction.stream import Pieces, Values, named
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def walk(model: QuantizedModel, calls: Sequence[Call], name: str) -> Iterator[Se
     pieces = Pieces(model)
     floating = [pieces.start(call) for call in calls]
     quantized = [dict(values) for values in floating]
+    real = [real_positions(named(values)) for values in floating]
     place = 0
     spans = blocks_of(model, pieces)
     try:
@@ -70,7 +72,7 @@ def walk(model: QuantizedModel, calls: Sequence[Call], name: str) -> Iterator[Se
             for layer in span.layers:
                 if (axis := channel_axis(layer)) is None:
                     continue
-                moments = _moments(pieces, layer, axis, place, floating, quantized, constants)
+                moments = _moments(pieces, layer, axis, place, floating, quantized, real, constants)
                 before = layer_bias(layer.node)
                 yield Seen(layer, moments, _bias(layer, moments), constants[layer.weight_source])
                 after = layer_bias(layer.node)
@@ -118,14 +120,17 @@ def _moments(
     place: int,
     floating: list[Values],
     quantized: list[Values],
+    reals: list[Tensor | None],
     constants: Values,
 ) -> Moments:
     found, fresh, node = Sums(_window(pieces, layer)), Values(), layer.node
     stop = pieces.index[node] + 1
-    for one, other in zip(floating, quantized, strict=True):
+    for one, other, real in zip(floating, quantized, reals, strict=True):
         f = pieces.run(one, place, stop, quantized=False, constants=constants)[node]
         q = pieces.run(other, place, stop, quantized=True, constants=fresh)[node]
-        found.add(f, q, axis)
+        # Padding counts for nothing. What is left has its features last, as it had before.
+        f, q = without_padding(f, real), without_padding(q, real)
+        found.add(f, q, min(axis, f.dim() - 1))
     return found.moments()
 
 

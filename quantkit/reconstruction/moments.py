@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from quantkit.model import Layer
 from quantkit.reconstruction.layers import Form
+from quantkit.reconstruction.padding import without_padding
 from quantkit.reconstruction.stream import Stream, Values, sample_count
 
 #: How many positions, of all samples together, a layer's moments are of: so many at least (where
@@ -69,6 +70,7 @@ def moments_of(
     """The moments of a layer's inputs, from where the stream stands; those of held-out calls apart.
 
     Every `HELD_OUT`-th call is held out: no rounding of an earlier layer has seen it either.
+    Padding of sequences does not count: nothing reads it.
 
     Args:
         stream: at the beginning of the layer's block, or of the layer.
@@ -86,12 +88,14 @@ def moments_of(
     wanted = max(LEAST_POSITIONS, POSITIONS_AN_INPUT * parts[0].quantized.shape[-1])
     most = -(-wanted // max(len(stream.floating), 1))
     constants: Values = {}
-    for index, (floating, quantized) in enumerate(
-        zip(stream.floating, stream.quantized, strict=True)
+    for index, (floating, quantized, real) in enumerate(
+        zip(stream.floating, stream.quantized, stream.real, strict=True)
     ):
         start = stream.place
         x = pieces.run(floating, start, stop, quantized=False, constants=float_constants)[source]
         y = pieces.run(quantized, start, stop, quantized=True, constants=constants)[source]
+        if form.groups == 1 and not form.kernel:
+            x, y = without_padding(x, real), without_padding(y, real)
         state = generator.get_state()
         rows = form.rows(x.float(), most, generator)
         generator.set_state(state)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from quantkit.batches import Call
 from quantkit.fake_quantize import FakeQuantize
 from quantkit.model import QuantizedModel
+from quantkit.reconstruction.padding import real_positions
 
 #: The values of one call, by the node that made them.
 Values = dict[fx.Node, Any]
@@ -131,12 +132,14 @@ class Stream:
         pieces: the model's operators.
         place: the operator that comes next.
         floating, quantized: the values of each call.
+        real: of each call, which positions of its sequences are no padding; ``None``: all.
     """
 
     def __init__(self, model: QuantizedModel, calls: Sequence[Call]) -> None:
         self.pieces = Pieces(model)
         self.place = 0
         self.floating = [self.pieces.start(call) for call in calls]
+        self.real = [real_positions(named(values)) for values in self.floating]
         self.quantized = [dict(values) for values in self.floating]
 
     @torch.no_grad()
@@ -158,6 +161,11 @@ class Stream:
         ]
         self.floating = floating
         self.place = stop
+
+
+def named(inputs: Values) -> dict[str, Any]:
+    """The inputs of a call by their names."""
+    return {str(node.target): value for node, value in inputs.items()}
 
 
 def sample_count(values: Values) -> int:
