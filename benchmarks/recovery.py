@@ -13,7 +13,6 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def main() -> None:
         "machine": machine(),
         "found": found.as_json(),
         "yaml": found.to_yaml(),
-        "again": _again(found.to_yaml(), module, held_out),
+        "again": _again(found.to_yaml(), module),
     }
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     if options.out == RESULTS:
@@ -69,25 +68,16 @@ def _tell(attempt: Attempt) -> None:
     print(attempt.step, attempt.change, value, attempt.status, file=sys.stderr, flush=True)
 
 
-def _again(
-    text: str, module: torch.nn.Module, data: Sequence[tuple[tuple[torch.Tensor, ...], Any]]
-) -> dict[str, Any]:
-    """The model that the written recipe makes, on the same data."""
+def _again(text: str, module: torch.nn.Module) -> dict[str, Any]:
+    """The model that the written recipe makes, on the same photos."""
     qmodel = spine.quantized(LITE0, parse_recipe(text, name="recovered"), module)
-    outputs: dict[str, list[torch.Tensor]] = {"float": [], "simulated": [], "deployed": []}
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        run = spine.deployed(export_onnx(qmodel, Path(folder) / "model.onnx"), exact=True)
-        for inputs, _ in data:
-            outputs["float"].append(module(*inputs))
-            outputs["simulated"].append(qmodel(*inputs))
-            outputs["deployed"].append(run(*inputs))
-    whole = {name: torch.cat(parts) for name, parts in outputs.items()}
-    labels = torch.cat([labels for _, labels in data])
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_onnx(qmodel, Path(folder) / "model.onnx")
+        found = spine.accuracy(LITE0, module, qmodel, path, None)
+    points, sqnr = found["points"], found["sqnr_db"]
     return {
-        "points": {name: LITE0.metric(values, labels) for name, values in whole.items()},
-        "sqnr_db": {
-            name: spine.decibels(whole["float"], whole[name]) for name in ("simulated", "deployed")
-        },
+        "points": {**{k: points[k] for k in ("float", "simulated")}, "deployed": points["exact"]},
+        "sqnr_db": {"simulated": sqnr["simulated"], "deployed": sqnr["exact"]},
     }
 
 

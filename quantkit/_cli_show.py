@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -166,7 +167,7 @@ class Screen:
         self.json({"output": str(output), "bytes": bytes_after, "float_bytes": bytes_before,
                    "recipe": recipe.name, "form": form, "seconds": seconds, "warnings": told,
                    **({} if training is None else {"training": training}),
-                   **({"judged": [asdict(step) for step in judged]} if judged else {}),
+                   **({"judged": [_finite(asdict(step)) for step in judged]} if judged else {}),
                    "plan": json.loads(plan.to_json())})  # fmt: skip
         self.planned(plan, recipe)
         if judged:
@@ -248,6 +249,12 @@ def _lacking(plan: Placement) -> list[Finding]:
         )
         found.insert(0, nothing)
     return found
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: null stands for it."""
+    infinite = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {key: None if key in infinite else value for key, value in values.items()}
 
 
 def _formats(recipe: Recipe) -> dict[str, str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit import cli
+from quantkit._cli_show import _finite
 from quantkit.batches import Call
 from quantkit.keeping import Judge, parted
 from quantkit.model import Judged, QuantizedModel
@@ -132,6 +133,27 @@ def test_outputs_that_are_not_numbers_are_worse_than_any() -> None:
         next(model.layers()).bias.fill_(math.nan)  # type: ignore[union-attr]
     assert not model.judged[0].kept
     assert math.isfinite(judge.noise(model))
+
+
+def test_outputs_that_are_classes_judge_nothing() -> None:
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).argmax(1)  # type: ignore[no-any-return]
+
+    model = quantize(Classes().eval(), recipe(rounding="gptq"), calibration=DATA)
+    assert model.judged == ()
+    nearest = quantize(Classes().eval(), recipe(), calibration=DATA)
+    assert not states_are_equal(model, nearest)
+
+
+def test_what_is_infinite_is_null_in_json() -> None:
+    assert _finite({"step": "gptq", "before": math.inf, "after": 30.0, "kept": False}) == {
+        "step": "gptq", "before": None, "after": 30.0, "kept": False,
+    }  # fmt: skip
 
 
 def test_a_shift_that_changes_nothing_is_not_judged() -> None:
