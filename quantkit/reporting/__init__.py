@@ -1,0 +1,1 @@
+"""One page that tells what was done to a model, what came of it, and what to change."""
