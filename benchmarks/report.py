@@ -11,6 +11,7 @@ from benchmarks import (
     calibration_page,
     engines_page,
     inductor,
+    parity_page,
     qat_page,
     recovery_page,
     survival_page,
@@ -23,6 +24,7 @@ FOLDER = Path(__file__).parent / "results"
 #: What follows the first part of the page: the file of results, and what renders it.
 _PARTS = {
     "survival": survival_page.render,
+    "parity": parity_page.render,
     "recovery": recovery_page.render,
     "engines": engines_page.render,
     "inductor": inductor.page,

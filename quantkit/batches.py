@@ -84,6 +84,17 @@ def _leaf(value: object, index: int, name: object) -> Tensor:
     return value
 
 
+def samples_of(call: Call) -> int:
+    """How many samples a call is of: the most rows that an input has.
+
+    Example:
+        >>> samples_of(((torch.zeros(4, 3), torch.zeros(1, 3)), {}))
+        4
+    """
+    args, kwargs = call
+    return max((x.shape[0] for x in (*args, *kwargs.values()) if x.dim()), default=1)
+
+
 def regroup(calls: Iterable[Call], size: int, batched: AbstractSet[int | str]) -> Iterator[Call]:
     """The same samples in calls of ``size`` each, whatever calls they come in; the last is smaller.
 

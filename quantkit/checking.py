@@ -9,17 +9,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quantkit import plugins
+from quantkit import nvtx, plugins
 from quantkit.checking_files import facts_of, parity, require_kind
 from quantkit.comparing import DEPLOYED as DEPLOYED
 from quantkit.comparing import NotRunError, Reference, deployment
 from quantkit.comparing import judge as judge
 from quantkit.errors import DataError
 from quantkit.interfaces import Finding, Inspection, LayerCoverage, Severity, Target
+from quantkit.layer_parity import LayerParity, compare_layers
 from quantkit.model import QuantizedModel
 from quantkit.onnx.facts import FileFacts
 from quantkit.onnx.lint import lint
 from quantkit.onnx.parity import OutputParity
+from quantkit.parity.findings import DEPARTS
+from quantkit.parity.kept import Kept
+from quantkit.targets._tensorrt_gpu import this_gpu
 from quantkit.targets.onnxruntime import OnnxRuntime
 
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
@@ -36,6 +40,8 @@ class CheckReport:
         layers: how each compute layer runs there, in graph order.
         findings: what is wrong or slow, the worst first.
         outputs: how far each output is from the reference's; empty where there was none.
+        layer_parity: float, simulated and deployed, layer by layer; ``None`` where there was no
+            quantized model to compare with.
         batches: how many batches were compared.
         seconds: how long the target took to build it.
     """
@@ -46,6 +52,7 @@ class CheckReport:
     layers: tuple[LayerCoverage, ...]
     findings: tuple[Finding, ...]
     outputs: tuple[OutputParity, ...]
+    layer_parity: LayerParity | None
     batches: int
     seconds: float
 
@@ -73,9 +80,11 @@ class CheckReport:
             f"{counts.covered} of {counts.planned} layers that the file quantizes run in low "
             f"precision, of {len(self.layers)} layers in all"
         )
-        return "\n".join(lines + [_told(output) for output in self.outputs])
+        lines += [_told(output) for output in self.outputs]
+        return "\n".join(lines if self.layer_parity is None else [*lines, str(self.layer_parity)])
 
 
+@nvtx.phase("check")
 def check(
     model: Path | str,
     target: str | Target = "tensorrt_rtx",
@@ -84,12 +93,17 @@ def check(
     data: Iterable[Any] | None = None,
     min_sqnr: float | None = None,
     min_agreement: float | None = None,
+    simulated: QuantizedModel | None = None,
+    floating: QuantizedModel | None = None,
+    layer_samples: int = 64,
+    min_layer_sqnr: float = DEPARTS,
 ) -> CheckReport:
     """Tell what is wrong or slow about a quantized file, before it is deployed.
 
     The file is linted (if it is ONNX), then built by the target, which tells how each layer runs.
     With a reference and data it is also run, batch by batch, and compared: an ONNX file in ONNX
-    Runtime, a program on the target itself.
+    Runtime, a program on the target itself. With the quantized model, an ONNX file is compared
+    layer by layer too (`compare_layers`): in ONNX Runtime, and on the target where there is a GPU.
 
     Args:
         model: the file that the target reads: ONNX, or a program of ``export_pt2``.
@@ -100,6 +114,11 @@ def check(
         min_sqnr: an error where an output has less, in dB. A ``QuantizedModel`` as the reference
             has ``DEPLOYED`` where none is given: the file is that model.
         min_agreement: an error where predictions agree in less than this share, from 0 to 1.
+        simulated: the quantized model that the file was written of; the reference, if that is one.
+        floating: the same in float, see `float_twin`: tells what quantization costs each layer.
+        layer_samples: about how many samples to compare layer by layer; 0 for none.
+        min_layer_sqnr: an error where a layer, or an activation behind its Q/DQ, repeats the
+            simulation worse than this by its own doing, in dB.
 
     Raises:
         ModelFileError: there is no such file, or it is not one that the target reads.
@@ -107,7 +126,7 @@ def check(
         TargetError: a model fails on the data.
         MissingDependencyError: the target's SDK is not installed.
     """
-    _consistent(reference, data, min_sqnr, min_agreement)
+    _consistent(reference, data, min_sqnr, min_agreement, layer_samples, min_layer_sqnr)
     path, place = Path(model), find_target(target)
     require_kind(path, place)
     facts = facts_of(path, place)
@@ -115,10 +134,19 @@ def check(
     inspection = place.inspect(path)
     findings += [*_none_in_int8(place, inspection, facts), *inspection.findings, *_unused(facts)]
     outputs: tuple[OutputParity, ...] = ()
-    count = 0
+    count, layers = 0, None
+    if simulated is None and isinstance(reference, QuantizedModel):
+        simulated = reference
     if reference is not None and data is not None:
+        kept = Kept(data, layer_samples if simulated is not None and place.reads == "onnx" else 0)
         try:
-            outputs, count = parity(path, place, inspection, facts, reference, data)
+            outputs, count = parity(path, place, inspection, facts, reference, kept)
+            if simulated is not None and kept.batches:
+                layers = compare_layers(
+                    path, simulated, kept.batches, floating=floating, samples=layer_samples,
+                    target=_runs_beside(place), min_sqnr=min_layer_sqnr,
+                )  # fmt: skip
+                findings += layers.findings
         except NotRunError as error:
             findings.append(_not_run(path, str(error)))
         findings += [f for o in outputs for f in judge(o, min_sqnr, min_agreement)]
@@ -135,6 +163,7 @@ def check(
         layers=with_reasons(inspection.layers, facts),
         findings=tuple(sorted(unique.values(), key=lambda f: _ORDER[f.severity])),
         outputs=outputs,
+        layer_parity=layers,
         batches=count,
         seconds=inspection.seconds,
     )
@@ -151,6 +180,11 @@ def find_target(target: str | Target) -> Target:
         'onnxruntime'
     """
     return plugins.find("targets", target, Target)() if isinstance(target, str) else target
+
+
+def _runs_beside(place: Target) -> Target | None:
+    """The target, where it runs files here and is not ONNX Runtime."""
+    return None if isinstance(place, OnnxRuntime) or this_gpu() is None else place
 
 
 def _none_in_int8(place: Target, inspection: Inspection, facts: FileFacts) -> list[Finding]:
@@ -186,6 +220,8 @@ def _consistent(
     data: Iterable[Any] | None,
     min_sqnr: float | None,
     min_agreement: float | None,
+    layer_samples: int,
+    min_layer_sqnr: float,
 ) -> None:
     if (reference is None) != (data is None):
         missing = "reference" if reference is None else "data"
@@ -193,6 +229,11 @@ def _consistent(
     if data is None and (min_sqnr is not None or min_agreement is not None):
         raise DataError(
             "min_sqnr and min_agreement judge a comparison; give reference and data as well"
+        )
+    if not layer_samples >= 0 or math.isnan(min_layer_sqnr):
+        raise DataError(
+            f"layer_samples is a count and min_layer_sqnr a number of dB, got {layer_samples} and "
+            f"{min_layer_sqnr}; write 64 and 50"
         )
     if min_agreement is not None and not 0.0 <= min_agreement <= 1.0:
         raise DataError(

@@ -106,7 +106,7 @@ def compare_runs(
     with _runner(reference) as refer:
         for args, kwargs in track(batches_of.as_batches(data), "comparing"):
             wanted = refer(args, kwargs)
-            exact, default = run(_feed(args, kwargs, facts.inputs))
+            exact, default = run(feed_of(args, kwargs, facts.inputs))
             for meter, *values in _matched(meters, wanted, exact, default):
                 meter.update(*values)
             count += 1
@@ -133,7 +133,7 @@ def compare_target(
     """
     path = Path(model)
     facts = FileFacts.of(path)
-    feeds = [_feed(args, kwargs, facts.inputs) for args, kwargs in batches_of.as_batches(data)]
+    feeds = [feed_of(args, kwargs, facts.inputs) for args, kwargs in batches_of.as_batches(data)]
     wanted, got = OnnxRuntime(exact=True).run(path, feeds), target.run(path, feeds)
     meters = [ParityMeter(name) for name in facts.outputs]
     relative = [0.0] * len(meters)
@@ -180,7 +180,7 @@ def _matched(
         yield meter, want, *got
 
 
-def _feed(
+def feed_of(
     args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], names: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
     """One batch by the names of the file's inputs."""
@@ -199,7 +199,7 @@ def _runner(reference: Reference) -> Iterator[Run]:
     if isinstance(reference, str | Path):
         names = FileFacts.of(Path(reference)).inputs
         run = OnnxRuntime(exact=True).opened(Path(reference))
-        yield lambda args, kwargs: run(_feed(args, kwargs, names))
+        yield lambda args, kwargs: run(feed_of(args, kwargs, names))
         return
     module, names = _callable(reference)
     modes = {part: part.training for part in module.modules()}
@@ -252,7 +252,7 @@ def judge(
 
     Example:
         >>> near = OutputParity(
-        ...     name="y", sqnr=12.0, largest=1.0, agreement=0.9, default_mode=0.0
+        ...     name="y", sqnr=12.0, cosine=1.0, largest=1.0, agreement=0.9, default_mode=0.0
         ... )
         >>> [finding.code for finding in judge(near, min_sqnr=20.0, min_agreement=0.9)]
         ['low-sqnr']

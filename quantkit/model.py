@@ -30,6 +30,8 @@ from quantkit.recipe import Recipe
 
 #: Where a node of the graph keeps the name that the plan has for its layer.
 LAYER = "quantkit_layer"
+#: Where a quantizer's node keeps the plan's name for the tensor that it puts on its grid.
+TENSOR = "quantkit_tensor"
 #: What may stand between a quantizer and the layer that computes with its values.
 MOVING = frozenset({Kind.MOVE, Kind.MAX_POOL, Kind.PAD, Kind.SLICE})
 
@@ -363,6 +365,7 @@ def _insert(
     with graph.inserting_after(source):
         quantized = graph.call_module(quantizer, (source,))
     quantized.meta.update({k: v for k, v in source.meta.items() if k in {"val", "nn_module_stack"}})
+    quantized.meta[TENSOR] = tensor.tensor
     for edge in tensor.edges:
         reader = description.node_of_op[edge.op]
         replace_input(reader, edge.index, source, quantized)

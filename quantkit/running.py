@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quantkit import distributed, statistics_file
-from quantkit.batches import Call, as_batches
+from quantkit.batches import Call, as_batches, samples_of
 from quantkit.data import Data, DataSpec
 from quantkit.errors import DataError, ModelFileError
 from quantkit.observer import Observer
@@ -133,7 +133,7 @@ class Share:
                 return
             for call in calls:
                 self._runner.run(call)
-                self.samples += _samples(call)
+                self.samples += samples_of(call)
             since += 1
             if self._checkpoint is not None and since == self._checkpoint.every:
                 self._save(self._checkpoint.own(self._place), parts=index + 1)
@@ -197,9 +197,3 @@ class Share:
     def _track(self, items: Iterable[T], total: int | None) -> Iterable[T]:
         """A bar, on the process that leads."""
         return track(items, "calibrating", total=total) if self._place.leads else items
-
-
-def _samples(call: Call) -> int:
-    """How many samples a call is of: the most rows that an input has."""
-    args, kwargs = call
-    return max((x.shape[0] for x in (*args, *kwargs.values()) if x.dim()), default=1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import quantkit
+from quantkit import nvtx
 from quantkit.errors import CaptureError, ExportError
 from quantkit.files import replacing
 from quantkit.graph.capture import recapture
@@ -37,6 +38,7 @@ from quantkit.settling import settled
 LARGEST_FILE = 2_000_000_000
 
 
+@nvtx.phase("export")
 def export_onnx(
     model: QuantizedModel | QuantizedOnnx,
     path: Path | str,

@@ -59,7 +59,9 @@ class _Marker:
             marked = add_constant(self.graph, f"{source.name}_rounded", rounded.numpy())
         producer = source.producer()
         before = self._first() if producer is None else None
-        new = self._mark(marked, tensor.grid, "", before=before, after=producer)
+        new = self._mark(
+            marked, tensor.grid, "", tensor=tensor.tensor, before=before, after=producer
+        )
         for edge in tensor.edges:
             self._redirect(edge, new)
 
@@ -76,14 +78,14 @@ class _Marker:
         grid: str,
         layer: str,
         *,
+        tensor: str = "",
         before: ir.Node | None = None,
         after: ir.Node | None = None,
     ) -> ir.Value:
         assert source is not None
-        node = ir.Node(
-            DOMAIN, OPERATOR, [source],
-            [ir.AttrString("grid", grid), ir.AttrString("layer", layer)],
-        )  # fmt: skip
+        names = {"grid": grid, "layer": layer, "tensor": tensor}
+        attributes = [ir.AttrString(name, value) for name, value in names.items()]
+        node = ir.Node(DOMAIN, OPERATOR, [source], attributes)
         out = node.outputs[0]
         out.name, out.shape, out.type = str(source.name), source.shape, source.type
         if before is not None:

@@ -15,7 +15,7 @@ from quantkit.errors import ExportError
 from quantkit.interfaces import ExportForm
 from quantkit.numerics import QParams
 from quantkit.onnx.edit import add_constant
-from quantkit.onnx.marks import DOMAIN, OPERATOR
+from quantkit.onnx.marks import DOMAIN, OPERATOR, TENSOR
 from quantkit.spec import QuantSpec
 
 _IR_TYPES = {
@@ -93,6 +93,8 @@ class _Writer:
             "DequantizeLinear", [quantize.outputs[0], pair.scale, pair.zero_point], attributes,
             name=f"{grid}/DequantizeLinear",
         )  # fmt: skip
+        for written in (quantize, dequantize):
+            written.metadata_props[TENSOR] = node.attributes["tensor"].as_string()
         quantize.outputs[0].name = f"{name}_quantized"
         dequantize.outputs[0].name = f"{name}_dequantized"
         self._put(node, [quantize, dequantize])
@@ -119,6 +121,7 @@ class _Writer:
             "DequantizeLinear", [stored, pair.scale, pair.zero_point], _attributes(qparams.spec),
             name=f"{grid}/DequantizeLinear",
         )  # fmt: skip
+        dequantize.metadata_props[TENSOR] = node.attributes["tensor"].as_string()
         dequantize.outputs[0].name = f"{grid}_dequantized"
         self._put(node, [dequantize])
         dequantize.outputs[0].shape = stored.shape

@@ -17,17 +17,27 @@ from torch import Tensor, fx
 from quantkit.fake_quantize import FakeQuantize
 from quantkit.graph.edit import add_constant, evaluate_constant
 from quantkit.model import LAYER
+from quantkit.model import TENSOR as NODE_TENSOR
 
 DOMAIN = "quantkit"
 OPERATOR = "Mark"
+#: Where a Q or DQ in a file keeps the plan's name for its tensor.
+TENSOR = "quantkit.tensor"
 
 
-def mark(x: Tensor, grid: str, layer: str) -> Tensor:
-    """``x`` through a node that names the grid it is put on, or the layer that reads it."""
+def mark(x: Tensor, grid: str, layer: str, tensor: str = "") -> Tensor:
+    """``x`` through a node that names the grid it is put on, or the layer that reads it.
+
+    Args:
+        x: any tensor.
+        grid: empty where it names a layer.
+        layer: empty where it names a grid.
+        tensor: the plan's name of ``x``, where it is put on a grid.
+    """
     attributes: dict[
         str,
         int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool],
-    ] = {"grid": grid, "layer": layer}
+    ] = {"grid": grid, "layer": layer, "tensor": tensor}
     return torch.onnx.ops.symbolic(
         f"{DOMAIN}::{OPERATOR}", [x], attributes, dtype=x.dtype, shape=x.shape, version=1
     )
@@ -68,7 +78,7 @@ def marked(module: fx.GraphModule) -> fx.GraphModule:
 
 def _replace(graph: fx.Graph, node: fx.Node, grid: str) -> fx.Node:
     with graph.inserting_before(node):
-        new = graph.call_function(mark, (node.args[0], grid, ""))
+        new = graph.call_function(mark, (node.args[0], grid, "", node.meta.get(NODE_TENSOR, "")))
     node.replace_all_uses_with(new)
     graph.erase_node(node)
     return new

@@ -13,7 +13,7 @@ from quantkit.graph.abstract import Kind
 from quantkit.graph.aten import kind_of
 from quantkit.graph.batchnorm import layer_bias, set_bias
 from quantkit.graph.edit import Emitter, add_constant, constant, has_constant, readers, set_constant
-from quantkit.model import MOVING
+from quantkit.model import LAYER, MOVING, TENSOR
 from quantkit.passes._center_parts import counts_borders, pads, shift_bounds, unpad
 from quantkit.passes._center_walk import Shifts
 
@@ -149,6 +149,8 @@ class _Borders:
         with self.module.graph.inserting_before(node):
             new = self.module.graph.call_module(str(start.target), (value,))
         new.meta.update(value.meta)
+        if TENSOR in start.meta:
+            new.meta[TENSOR] = f"{start.meta[TENSOR]} for {node.meta.get(LAYER, node.name)}"
         return new
 
     def _chain(self, node: fx.Node) -> list[fx.Node]:

@@ -147,6 +147,34 @@ class OnnxRuntime(Target):
         session = self._open(model)
         return lambda batch: _run(session, model, batch)
 
+    def opened_proto(
+        self,
+        proto: onnx.ModelProto,
+        path: Path,
+        outputs: Sequence[str],
+        *,
+        optimized: bool = True,
+    ) -> Callable[[Feed], list[np.ndarray]]:
+        """As `opened`, of a model in memory whose external data lies beside ``path``.
+
+        Args:
+            proto: the model.
+            path: of the file that it was made of; for messages, and for its external data.
+            outputs: which to compute, in this order.
+            optimized: if not, each node runs as it stands in the file, in float between Q/DQ.
+
+        Raises:
+            MissingDependencyError: onnxruntime is not installed.
+            TargetError: it does not load.
+        """
+        ort = _import()
+        folder = str(path.parent.resolve())
+        options = self._options(ort, {"model_external_initializers_file_folder_path": folder})
+        if not optimized:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = _session(ort, proto.SerializeToString(), options, path.name)
+        return lambda batch: _run(session, path, batch, outputs)
+
     def _open(self, model: Path, **options: str) -> Any:
         """A session on a file."""
         ort = _import()
@@ -275,9 +303,11 @@ def _session(ort: Any, source: str | bytes, options: Any, name: str) -> Any:
         ) from error
 
 
-def _run(session: Any, model: Path, batch: Feed) -> list[np.ndarray]:
+def _run(
+    session: Any, model: Path, batch: Feed, names: Sequence[str] | None = None
+) -> list[np.ndarray]:
     try:
-        outputs: list[np.ndarray] = session.run(None, dict(batch))
+        outputs: list[np.ndarray] = session.run(None if names is None else list(names), dict(batch))
     except Exception as error:  # its exceptions have no base of their own
         wanted = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in session.get_inputs())
         raise TargetError(

@@ -1,0 +1,1 @@
+"""Where a deployed file leaves the simulation that it was made of."""
