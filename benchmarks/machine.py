@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from quantkit.hardware import detect_cpu
@@ -26,4 +28,10 @@ def machine() -> dict[str, Any]:
 
 def peak_mb() -> float:
     """The most memory that this process has had resident, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # On Linux `getrusage` begins with what the process that started this one had.
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

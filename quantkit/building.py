@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from quantkit import hardware
+from quantkit import hardware, nvtx
 from quantkit.checking import find_target, with_reasons
 from quantkit.checking_files import facts_of, require_kind
 from quantkit.errors import ModelFileError
@@ -18,6 +18,7 @@ from quantkit.onnx.half import Precision, to_half
 from quantkit.targets._rtx_findings import refuse_errors
 
 
+@nvtx.phase("build")
 def build(
     model: Path | str,
     output: Path | str,

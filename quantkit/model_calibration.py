@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from quantkit import batches, distributed, plugins, statistics_file
+from quantkit import batches, distributed, nvtx, plugins, statistics_file
 from quantkit.calibrating import SAMPLES_AT_A_TIME, Checkpoint, Runner, choose, gather
 from quantkit.errors import RecipeError
 from quantkit.fake_quantize import FakeQuantize
@@ -23,6 +23,7 @@ from quantkit.observer import Observer
 from quantkit.statistics import Histogram
 
 
+@nvtx.phase("calibrate")
 def calibrate(
     model: QuantizedModel,
     calibration: Iterable[Any] | None = None,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from quantkit import batches, hardware, numerics, plugins
+from quantkit import batches, hardware, numerics, nvtx, plugins
 from quantkit.errors import DataError, RecipeError
 from quantkit.fake_quantize import FakeQuantize
 from quantkit.graph.aten import Description, describe
@@ -194,7 +194,7 @@ def transformed(
 ) -> Capture:
     """The first half of `prepare`: a captured copy of ``model`` that the passes have run over."""
     require_finite(model, type(model).__name__)
-    with _evaluating(model):
+    with nvtx.phase("capture"), _evaluating(model):
         captured = capture(model, example_inputs, example_kwargs, dynamic_shapes=dynamic_shapes)
     # torch.export shares parameters with the model: passes must not change the user's.
     with warnings.catch_warnings():
@@ -203,15 +203,18 @@ def transformed(
         module = copy.deepcopy(captured.module)
     functionalize(module)
     split_attention(module)
-    for choice in recipe.passes:
-        found = _any_plugin("passes", choice, PASSES)
-        if isinstance(found, Pass):
-            found.apply(module)
-        elif isinstance(found, DataPass):
-            found.apply(module, recipe, _calls(captured, calibration, found.samples, choice.name))
+    with nvtx.phase("passes"):
+        for choice in recipe.passes:
+            found = _any_plugin("passes", choice, PASSES)
+            if isinstance(found, Pass):
+                found.apply(module)
+            elif isinstance(found, DataPass):
+                calls = _calls(captured, calibration, found.samples, choice.name)
+                found.apply(module, recipe, calls)
     return replace(captured, module=module)
 
 
+@nvtx.phase("plan")
 def planned(
     captured: Capture, recipe: Recipe, seen: Mapping[str, tuple[Tensor, Tensor]]
 ) -> QuantizedModel:
@@ -255,6 +258,7 @@ def _begin_with(quantizer: FakeQuantize, path: str, low: Tensor, high: Tensor) -
         quantizer.observer.begin_with(low, high)
 
 
+@nvtx.phase("round")
 def round_weights(
     model: QuantizedModel,
     calibration: Iterable[Any] | None = None,
@@ -311,6 +315,7 @@ def round_weights(
             round_bias(layer)
 
 
+@nvtx.phase("correct")
 def correct(model: QuantizedModel, calibration: Iterable[Any] | None = None) -> None:
     """Run the recipe's passes over the quantized model: what rounding has cost, they win back.
 

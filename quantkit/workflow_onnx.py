@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from quantkit import distributed, plugins
+from quantkit import distributed, nvtx, plugins
 from quantkit.calibrating import Checkpoint, choose, gather
 from quantkit.errors import DataError, ModelFileError, RecipeError
 from quantkit.graph.abstract import COMPUTE, Kind
@@ -85,6 +85,7 @@ def quantize_onnx(
     return prepared
 
 
+@nvtx.phase("plan")
 def prepare_onnx(
     model: Path | str | ir.Model,
     recipe: str | Path | Recipe,
@@ -134,6 +135,7 @@ def _need_float32(plan: Placement, description: OnnxDescription) -> None:
             )
 
 
+@nvtx.phase("calibrate")
 def calibrate_onnx(
     model: QuantizedOnnx,
     calibration: Iterable[Any] | None = None,
@@ -168,6 +170,7 @@ def observe_onnx(
     return gather(runner, calibration, statistics=statistics, checkpoint=checkpoint, keep=keep)
 
 
+@nvtx.phase("round")
 def round_onnx_weights(model: QuantizedOnnx) -> None:
     """Put weights and biases on their grids by the recipe's rounding; activations have theirs."""
     chosen = model.recipe.rounding

@@ -58,9 +58,9 @@ class Meter:
 
     def __init__(self, *, gpu: bool) -> None:
         gc.collect()
-        _forget_peak()
+        forget_peak()
         self._gpu = gpu
-        self._before = _resident()
+        self._before = resident()
         self._gpu_before = gpu_used() if gpu else None
         self._gpu_used: int | None = None
 
@@ -76,10 +76,10 @@ class Meter:
         allocated = None
         if torch is not None and torch.cuda.is_initialized():
             allocated = int(torch.cuda.max_memory_allocated())
-        settled = _resident()
+        settled = resident()
         return Memory(
             before=self._before,
-            peak=max(_peak(), settled, self._before),
+            peak=max(peak_resident(), settled, self._before),
             settled=settled,
             gpu_allocated=allocated,
             gpu_used=self._gpu_used,
@@ -104,20 +104,27 @@ def gpu_used() -> int | None:
         return None
 
 
-def _resident() -> int:
+def resident() -> int:
+    """The bytes of this process that are in memory now."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
-def _forget_peak() -> None:
-    """On Linux the peak can be set back to what is resident; elsewhere it is of the whole life."""
+def forget_peak() -> bool:
+    """On Linux the peak can be set back to what is resident; elsewhere it is of the whole life.
+
+    Returns:
+        whether it was set back.
+    """
     with contextlib.suppress(OSError):
         _RESET.write_text("5")
+        return True
+    return False
 
 
-def _peak() -> int:
-    """The most resident, in bytes."""
+def peak_resident() -> int:
+    """The most resident, in bytes, in this process's life or since `forget_peak`."""
     if _STATUS.exists():
         found = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
         if found:

@@ -7,11 +7,14 @@ from enum import StrEnum
 
 
 class Unit(StrEnum):
-    """What of the GPU did the work."""
+    """What of the GPU or processor did the work."""
 
     TENSOR_CORES = "tensor-cores"
     CUDA_CORES = "cuda-cores"
     MEMORY = "memory"  # a copy or a fill by the driver, with no kernel of a library
+    VNNI = "vnni"  # the processor's products of 8-bit integers, summed in 32 bits
+    AMX = "amx"  # the same by tiles
+    CPU = "cpu"  # the processor; by which instructions is not told
     UNKNOWN = "unknown"
 
 
@@ -49,13 +52,15 @@ class Work(StrEnum):
 
 
 class Confidence(StrEnum):
-    """How well the name supports the answer.
+    """How well the name, or a counter, supports the answer.
 
     ``CERTAIN``: the unit and the type (where one is given) stand in the name, in words that
     documents or open source explain. ``LIKELY``: one of them is what such kernels are known to
-    use. ``UNKNOWN``: the name does not tell the unit.
+    use. ``UNKNOWN``: the name does not tell the unit. ``COUNTERS``: no name, but the hardware's own
+    counters told the unit.
     """
 
+    COUNTERS = "counters"
     CERTAIN = "certain"
     LIKELY = "likely"
     UNKNOWN = "unknown"

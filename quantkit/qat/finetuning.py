@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from quantkit import statistics_file
+from quantkit import nvtx, statistics_file
 from quantkit.errors import RecipeError, TrainingError
 from quantkit.model import QuantizedModel
 from quantkit.qat import diagnosis, snapshots
@@ -73,6 +73,7 @@ class FineTuning:
         return f"{text}{early}: {before}{self.best.metric:.4g} at epoch {self.best.number}"
 
 
+@nvtx.phase("train")
 def finetune(
     model: QuantizedModel,
     train: Iterable[Any],

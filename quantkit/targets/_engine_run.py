@@ -100,6 +100,8 @@ class EngineRunner:
                 f"{name} reads or writes {', '.join(host)} on the host, as a shape; give the model "
                 "inputs and outputs that are no shapes"
             )
+        #: An ``IProfiler`` that each layer's time is told to, by contexts made after it is set.
+        self.profiler: Any = None
         self._shared: api.IExecutionContext | None = None
         self._set: Sizes | None = None  # what the shared context is set to
         self._slots: OrderedDict[Sizes, _Slot] = OrderedDict()
@@ -216,6 +218,8 @@ class EngineRunner:
                     f"{self._name} finds no memory to run in; free GPU memory, or build it for "
                     "smaller shapes"
                 )
+            if self.profiler is not None:
+                made.profiler = self.profiler
             if own:
                 return made
             self._shared = made

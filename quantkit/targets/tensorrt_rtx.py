@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from quantkit.errors import MissingDependencyError
+from quantkit.errors import MissingDependencyError, TargetError
 from quantkit.hardware import Runtime
 from quantkit.interfaces import ExportForm, Finding, Inspection, ModelFormat, Target
 from quantkit.spec import Scheme
@@ -18,6 +18,7 @@ from quantkit.targets._shapes import Shapes, check_shapes
 if TYPE_CHECKING:
     import numpy as np
 
+    from quantkit.targets._engine_layers import Kernel
     from quantkit.targets._engine_process import Outcome
     from quantkit.targets._engine_source import Source
 
@@ -162,6 +163,29 @@ class TensorRTRTX(Target):
                 self.build(model, engine)
                 data = engine.read_bytes()
         return run_engine(trt, data, model.name, batches)
+
+    def kernels(self, model: Path) -> tuple[Kernel, ...]:
+        """The kernels of the engine that an ONNX file becomes, in the order in which they run.
+
+        Raises:
+            TargetError: the file is refused.
+            ModelFileError: there is no such file.
+            MissingDependencyError: TensorRT-RTX is not installed.
+        """
+        from quantkit.targets import _rtx_layers
+        from quantkit.targets._engine_source import read_source
+
+        self._require_sdk()
+        source = read_source(model)
+        if isinstance(source, Finding):
+            raise TargetError(f"{model.name} cannot be built by TensorRT-RTX: {source}")
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = self._built(source, Path(folder) / "engine")
+        if not outcome.built:
+            raise TargetError(
+                f"TensorRT-RTX builds no engine of {model.name}; `quantkit check` tells why"
+            )
+        return _rtx_layers.parse_layers(outcome.layers)
 
     @staticmethod
     def _require_sdk() -> None:

@@ -89,7 +89,8 @@ def test_the_list_has_more_than_a_token_of(label: dict[str, str]) -> None:
 @pytest.mark.parametrize("kinds", [Unit, Work], ids=["units", "works"])
 def test_the_list_has_every_one_of_the(kinds: type[Unit] | type[Work]) -> None:
     field = kinds.__name__.lower()
-    assert {known[field] for known in LABELS.values()} == {str(kind) for kind in kinds}
+    on_gpus = [kind for kind in kinds if kind not in {Unit.CPU, Unit.VNNI, Unit.AMX}]
+    assert {known[field] for known in LABELS.values()} == {str(kind) for kind in on_gpus}
 
 
 @pytest.mark.parametrize(
