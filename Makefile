@@ -17,7 +17,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench docs-models clean
+.PHONY: help demo test bench docs docs-models clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,10 @@ bench: $(VENV)/.bench ## Measure accuracy, size, speed and calibration of real m
 	@$(BIN)/python -m benchmarks.half
 	@$(BIN)/python -m benchmarks.engines
 	@$(BIN)/python -m benchmarks.inductor
+
+docs: $(VENV)/.test ## Build the documentation as a site, into build/site; warnings are errors.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "To read it with the search: $(BIN)/python -m http.server -d build/site"
 
 docs-models: $(VENV)/.bench ## Write docs/models.md: what becomes of well-known models.
 	@$(BIN)/python -m benchmarks.models --out docs/models.md

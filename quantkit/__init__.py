@@ -29,6 +29,7 @@ _HOMES = {
     "HalfReport": "onnx.half",
     "Inspection": "interfaces",
     "LayerCoverage": "interfaces",
+    "LayerParity": "layer_parity",
     "LayerRounding": "interfaces",
     "Migration": "migrating",
     "MissingDependencyError": "errors",
@@ -38,6 +39,7 @@ _HOMES = {
     "OutputParity": "onnx.parity",
     "Pass": "interfaces",
     "Placement": "graph.plan",
+    "ProfileReport": "profiling.report",
     "QParams": "numerics",
     "QuantSpec": "spec",
     "QuantStub": "stubs",
@@ -47,6 +49,7 @@ _HOMES = {
     "Recipe": "recipe",
     "RecipeError": "errors",
     "Recovery": "recovering.report",
+    "Report": "reporting.values",
     "Rounding": "interfaces",
     "Schedule": "qat.switches",
     "Scheme": "spec",
@@ -56,19 +59,24 @@ _HOMES = {
     "Target": "interfaces",
     "TargetError": "errors",
     "TargetParity": "comparing",
+    "TensorParity": "layer_parity",
     "TrainingChoice": "training_choice",
     "TrainingError": "errors",
+    "advise": "analysis.advice",
     "bench": "benching.bench",
     "build": "building",
     "cache_of": "migrating",
     "calibrate": "model_calibration",
     "check": "checking",
     "compare_calibrators": "analysis.calibrators",
+    "compare_layers": "layer_parity",
     "compare_target": "comparing",
     "correct": "workflow",
+    "diagnose": "analysis.diagnosis",
     "export_onnx": "onnx.export",
     "export_pt2": "program.writing",
     "finetune": "qat.finetuning",
+    "float_twin": "layer_parity",
     "freeze_batch_norm": "qat.switches",
     "freeze_observers": "qat.switches",
     "from_torch_ao": "torch_ao",
@@ -77,12 +85,15 @@ _HOMES = {
     "migrate": "migrating",
     "mix": "analysis.mixed",
     "prepare": "workflow",
+    "profile": "profiling.profile",
     "quantize": "workflow",
     "quantize_onnx": "workflow_onnx",
     "read_cache": "tensorrt.cache",
     "read_recipe": "recipe",
     "record_cache": "tensorrt.record",
     "recover": "recovering.recover",
+    "report": "reporting.report",
+    "restore": "restoring",
     "round_weights": "workflow",
     "sensitivity": "analysis.sensitivity",
     "settle": "settling",
@@ -92,8 +103,10 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from quantkit.analysis.advice import advise as advise
     from quantkit.analysis.calibrators import CalibratorComparison as CalibratorComparison
     from quantkit.analysis.calibrators import compare_calibrators as compare_calibrators
+    from quantkit.analysis.diagnosis import diagnose as diagnose
     from quantkit.analysis.losses import Sensitivity as Sensitivity
     from quantkit.analysis.mixed import Budget as Budget
     from quantkit.analysis.mixed import mix as mix
@@ -133,6 +146,10 @@ if TYPE_CHECKING:
     from quantkit.interfaces import Rounding as Rounding
     from quantkit.interfaces import Severity as Severity
     from quantkit.interfaces import Target as Target
+    from quantkit.layer_parity import LayerParity as LayerParity
+    from quantkit.layer_parity import TensorParity as TensorParity
+    from quantkit.layer_parity import compare_layers as compare_layers
+    from quantkit.layer_parity import float_twin as float_twin
     from quantkit.migrating import Migration as Migration
     from quantkit.migrating import cache_of as cache_of
     from quantkit.migrating import migrate as migrate
@@ -145,6 +162,8 @@ if TYPE_CHECKING:
     from quantkit.onnx.half import to_half as to_half
     from quantkit.onnx.parity import OutputParity as OutputParity
     from quantkit.onnx.quantized import QuantizedOnnx as QuantizedOnnx
+    from quantkit.profiling.profile import profile as profile
+    from quantkit.profiling.report import ProfileReport as ProfileReport
     from quantkit.program.writing import export_pt2 as export_pt2
     from quantkit.qat.finetuning import FineTuning as FineTuning
     from quantkit.qat.finetuning import finetune as finetune
@@ -156,6 +175,9 @@ if TYPE_CHECKING:
     from quantkit.recipe import read_recipe as read_recipe
     from quantkit.recovering.recover import recover as recover
     from quantkit.recovering.report import Recovery as Recovery
+    from quantkit.reporting.report import report as report
+    from quantkit.reporting.values import Report as Report
+    from quantkit.restoring import restore as restore
     from quantkit.settling import settle as settle
     from quantkit.spec import QuantSpec as QuantSpec
     from quantkit.spec import Scheme as Scheme

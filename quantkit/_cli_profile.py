@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from quantkit.profiling.report import ProfileReport
     from quantkit.profiling.roofline import Roof
 
+#: Names of files that hold an engine.
+_ENGINES = (".engine", ".plan", ".trt")
+
 Model = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODEL]",
         show_default=False,
-        help="A .pt2 or .onnx file, or package.module:factory.",
+        help="A .pt2 or .onnx file, an .engine of TensorRT, or package.module:factory.",
     ),
 ]
 Recorded = Annotated[
@@ -205,7 +208,7 @@ def _report(asked: Asked) -> ProfileReport:
     assert asked.model is not None
     source = _source(asked.model, asked.weights)
     args, kwargs = _examples(asked.shapes)
-    known = None if asked.model.endswith(".pt2") else source
+    known = None if asked.model.endswith((".pt2", *_ENGINES)) else source
     opened = None if asked.data is None else models.open_data(asked.data, known)
     roof = _roof(asked)
     with work.working("running"):
@@ -218,7 +221,7 @@ def _report(asked: Asked) -> ProfileReport:
 
 def _source(model: str, weights: Path | None) -> Any:
     """A file by its path, a factory by what it makes."""
-    if weights is None and model.endswith((".onnx", ".pt2")):
+    if weights is None and model.endswith((".onnx", ".pt2", *_ENGINES)):
         work.require_file(Path(model))
         return Path(model)
     return models.load(model, weights)

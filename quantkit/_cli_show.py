@@ -24,6 +24,7 @@ from quantkit.interfaces import Finding, Inspection, Severity
 if TYPE_CHECKING:
     from quantkit.checking import CheckReport
     from quantkit.graph.plan import Placement
+    from quantkit.layer_parity import LayerParity
     from quantkit.model import Judged
     from quantkit.onnx.parity import OutputParity
     from quantkit.recipe import Recipe
@@ -115,6 +116,23 @@ class Screen:
         ]
         self.table(("SQNR", "largest difference", "predictions agree", "output"), rows)
 
+    def layer_parity(self, found: LayerParity, *, every_layer: bool) -> None:
+        """Where the file leaves the simulation; every tensor, or those that tell the most."""
+        self.line()
+        self.line(
+            f"Layer by layer, over {count(found.samples, 'sample')}, in ONNX Runtime, SQNR", "bold"
+        )
+        head, rows = found.table()
+        if not every_layer:
+            told = set(found.telling())
+            rows = [row for row, tensor in zip(rows, found.tensors, strict=True) if tensor in told]
+        self.table(head, rows)
+        left = len(found.tensors) - len(rows)
+        if left:
+            self.line(f"{count(left, 'tensor')} more: --layers shows all", "dim")
+        for note in found.notes:
+            self.line(note, "dim")
+
     def checked(self, report: CheckReport, *, every_layer: bool) -> None:
         """Findings first, then coverage and parity, then the verdict."""
         self.json(json.loads(report.to_json()))
@@ -125,6 +143,8 @@ class Screen:
         program = report.model.endswith(".pt2")  # ONNX has one runtime that is everywhere
         runtime = report.target if program else "ONNX Runtime"
         self.parity(report.outputs, report.batches, runtime)
+        if report.layer_parity is not None:
+            self.layer_parity(report.layer_parity, every_layer=every_layer)
         self.line()
         errors = sum(finding.severity is Severity.ERROR for finding in report.findings)
         if report.ok:

@@ -13,6 +13,8 @@ from quantkit import _cli_bench as comparison
 from quantkit import _cli_build as building
 from quantkit import _cli_cache as caches
 from quantkit import _cli_calibrate as calibration
+from quantkit import _cli_check as checking
+from quantkit import _cli_diagnose as diagnosing
 from quantkit import _cli_finetune as finetuning
 from quantkit import _cli_half as halving
 from quantkit import _cli_hardware as hardware_table
@@ -22,7 +24,9 @@ from quantkit import _cli_mix as mixing
 from quantkit import _cli_model as models
 from quantkit import _cli_onnx as onnx_files
 from quantkit import _cli_options as option
+from quantkit import _cli_profile as profiling
 from quantkit import _cli_recover as recovery
+from quantkit import _cli_report as reporting
 from quantkit import _cli_sensitivity as sensitivities
 from quantkit import _cli_work as work
 from quantkit._cli_process import leads, process, tells, together
@@ -126,7 +130,7 @@ def quantize(
 
     \b
     Examples:
-      quantkit quantize net:make --weights net.pth --data calib.yaml -o net.onnx
+      quantkit quantize net:make --weights net.pth --data calib.yaml -o net.onnx --save net.qk
       quantkit quantize net:make --recipe int8_cpu --data calib.yaml -o cpu.pt2
       quantkit quantize net.pt2 --recipe w4a8 --data calib.yaml -o a.onnx --checkpoint a.rounded
       quantkit quantize net.pt2 --recipe int8_cpu --data calib.yaml -o cpu.onnx
@@ -225,58 +229,17 @@ def calibrate(
 app.command("finetune")(finetuning.command)
 app.command("recover")(recovery.command)
 app.command("build")(building.command)
-
-
-@app.command()
-def check(
-    model: option.Onnx,
-    target: option.OneTarget = "tensorrt_rtx",
-    gpu: option.Gpu = None,
-    cpu: option.Cpu = "auto",
-    reference: option.Reference = None,
-    weights: option.Weights = None,
-    data: option.ComparisonData = None,
-    min_sqnr: option.MinSqnr = None,
-    min_agreement: option.MinAgreement = None,
-    layers: option.Layers = False,
-    as_json: option.Json = False,
-) -> int:
-    """Tell what is wrong or slow about an ONNX file, and how far it is from its model.
-
-    Exits with 1 where something is an error.
-
-    \b
-    Examples:
-      quantkit check net.onnx --gpu A40
-      quantkit check cpu.onnx --target onnxruntime --cpu avx2 --json
-      quantkit check net.onnx --model net:make --weights net.pth --data calib.yaml
-    """  # noqa: D301
-    with screen(as_json) as show:
-        work.require_together(
-            {"--model": reference, "--data": data},
-            {"--weights": weights, "--min-sqnr": min_sqnr, "--min-agreement": min_agreement},
-        )
-        place = work.make_target(target, gpu, cpu)
-        work.require_file(model)
-        compared = None if reference is None else models.load(reference, weights)
-        batches = None if data is None else models.open_data(data, compared)
-        from quantkit import checking
-
-        report = checking.check(
-            model, place, reference=compared, data=batches,
-            min_sqnr=min_sqnr, min_agreement=min_agreement,
-        )  # fmt: skip
-        show.checked(report, every_layer=layers)
-    return 0 if report.ok else 1
-
-
+app.command("check")(checking.command)
 app.command("bench")(comparison.command)
 app.command("half")(halving.command)
 app.command("hardware")(hardware_table.command)
 app.command("inspect")(inspection.command)
 app.command("sensitivity")(sensitivities.command)
 app.command("mix")(mixing.command)
+app.command("diagnose")(diagnosing.command)
+app.command("report")(reporting.command)
 app.command("migrate")(migration.command)
+app.command("profile")(profiling.command)
 
 
 @app.command()

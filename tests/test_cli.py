@@ -197,7 +197,8 @@ def test_help_does_not_wait_for_pytorch() -> None:
 
 COMMANDS = (
     *("calibrate", "quantize", "finetune", "recover", "migrate", "half", "check", "build"),
-    *("recipes", "hardware", "inspect", "bench", "sensitivity", "mix"),
+    *("recipes", "hardware", "inspect", "bench", "sensitivity", "mix", "diagnose", "report"),
+    "profile",
 )
 
 

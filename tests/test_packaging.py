@@ -92,7 +92,7 @@ def test_the_wheel_holds_every_file_of_the_packages(
         (Path(folder) / file).relative_to(root).as_posix()
         for folder, _, files in os.walk(root / "quantkit", followlinks=True)
         for file in files
-        if file.endswith((".py", ".yaml", "py.typed"))
+        if file.endswith((".py", ".yaml", "py.typed", ".jinja", ".css", ".js"))
     }
     in_wheel = {name for name in names if ".dist-info/" not in name}
     assert in_wheel == on_disk

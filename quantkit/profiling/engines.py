@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from quantkit import hardware
 from quantkit.benching.inputs import Arrays
+from quantkit.comparing import feed_of
 from quantkit.errors import TargetError
 from quantkit.profiling import engine_steps, torch_trace
 from quantkit.profiling.recorded import Recorded, around
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from quantkit.targets._engine_layers import Kernel
     from quantkit.targets._engine_run import EngineRunner
 
@@ -103,6 +106,44 @@ def record(
         runner, trt, kernels = _opened(file, target, inputs, Path(folder))
         with runner:
             return profiled(runner, trt, kernels, inputs, ops, runs=runs, trace=trace)
+
+
+def record_engine(
+    engine: Path,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Tensor],
+    *,
+    runs: int,
+    trace: Path | None = None,
+) -> Recorded:
+    """Profile an engine file of TensorRT, which tells its layers if it was built to.
+
+    Args:
+        engine: built here (`quantkit build`): an engine is code, and one of elsewhere is refused.
+        args: inputs of one run, in the engine's order.
+        kwargs: and by name.
+        runs: how many are recorded.
+        trace: where to leave the Chrome trace.
+
+    Raises:
+        TargetError: there is no GPU, or the engine was not built here or does not load.
+        DataError: the inputs are not the engine's.
+    """
+    gpus = hardware.detect_gpus()
+    if not gpus.devices:
+        raise TargetError(
+            f"{engine.name}: an engine runs on the GPU that it was built for, and there is none "
+            f"({gpus.why_none}); profile the ONNX file with --target tensorrt_rtx, which lists an "
+            "engine's layers without one"
+        )
+    from quantkit.targets.tensorrt import TensorRT
+    from quantkit.tensorrt.sdk import load_sdk
+
+    trt = load_sdk().trt
+    with TensorRT(progress=False).runner(engine) as runner:
+        inputs = feed_of(args, kwargs, runner.inputs)
+        kernels = inspected(trt, engine.read_bytes())
+        return profiled(runner, trt, kernels, inputs, {}, runs=runs, trace=trace)
 
 
 def profiled(

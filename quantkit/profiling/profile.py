@@ -12,21 +12,23 @@ from typing import Any, Final
 from torch import Tensor
 
 from quantkit import hardware
+from quantkit.batches import Call, as_batches
 from quantkit.benching import inputs as model_inputs
 from quantkit.benching.inputs import Arrays
 from quantkit.benching.runner import Device, Load
 from quantkit.benching.sources import UnfitError, Variant
 from quantkit.benching.subject import Examples, Model, Subject, subject_of
 from quantkit.data import DataSpec
-from quantkit.errors import DataError, TargetError
-from quantkit.profiling import findings
+from quantkit.errors import DataError, ModelFileError, TargetError
+from quantkit.profiling import engines, findings
 from quantkit.profiling.composing import composed, counted
 from quantkit.profiling.cpu_kinds import WORDS, cpu_kind
 from quantkit.profiling.engine_steps import layers_of
 from quantkit.profiling.kernels import classify
 from quantkit.profiling.kinds import KernelKind
 from quantkit.profiling.recorded import Recorded
-from quantkit.profiling.recording import Call, kernel_times, layer_times, totals
+from quantkit.profiling.recording import Call as KernelCall
+from quantkit.profiling.recording import kernel_times, layer_times, totals
 from quantkit.profiling.report import KernelTime as KernelTime
 from quantkit.profiling.report import LayerTime as LayerTime
 from quantkit.profiling.report import ProfileReport as ProfileReport
@@ -109,6 +111,10 @@ def profile(
             "correct the number"
         )
     opened = data.open() if isinstance(data, DataSpec) else data
+    if isinstance(model, str | Path) and Path(model).suffix in engines.SUFFIXES:
+        given = (example_inputs, dict(example_kwargs or {}))
+        call = given if opened is None else next(as_batches(opened))
+        return _engine(Path(model), target, call, runs, trace)
     with tempfile.TemporaryDirectory(prefix="quantkit-profile-") as name:
         examples = Examples(args=example_inputs, kwargs=example_kwargs)
         subject = subject_of([model], (), opened, examples, Path(name), batch or 1)
@@ -126,6 +132,24 @@ def profile(
             found = counted(file, inputs, size)
             report = composed(report, found, roof=roof, with_memory=memory)
     return report
+
+
+def _engine(
+    file: Path, target: str | None, call: Call, runs: int, trace: Path | None
+) -> ProfileReport:
+    """Of an engine file, on the first batch of the data, or on the example inputs."""
+    if target not in (None, "tensorrt"):
+        raise TargetError(f"{file.name}: an engine is TensorRT's; leave the target out")
+    if not file.is_file():
+        raise ModelFileError(f"{file}: no such file; give one that quantkit build wrote")
+    args, kwargs = call
+    if not (args or kwargs):
+        raise DataError(
+            f"{file.name}: an engine does not tell what its inputs look like; give data, or the "
+            "shapes of the inputs"
+        )
+    recorded = engines.record_engine(file, args, kwargs, runs=runs, trace=trace)
+    return report_of(recorded, subject=str(file), batch=next(iter(recorded.walls), None))
 
 
 def report_of(recorded: Recorded, *, subject: str, batch: int | None) -> ProfileReport:
@@ -173,11 +197,11 @@ def read_recording(path: Path) -> ProfileReport:
     return replace(report, device="as recorded")
 
 
-def _gpu_kind(call: Call) -> KernelKind:
+def _gpu_kind(call: KernelCall) -> KernelKind:
     return classify(call.name)
 
 
-def _cpu_kind(family: str, call: Call) -> KernelKind:
+def _cpu_kind(family: str, call: KernelCall) -> KernelKind:
     return cpu_kind(call, hardware.detect_cpu().kind, family)
 
 
@@ -269,8 +293,6 @@ def _recorded(task: _Task, file: Path, inputs: Arrays, more: Arrays | None) -> R
         )  # fmt: skip
         return onnxruntime_run.record(job)
     if task.target.startswith("tensorrt"):
-        from quantkit.profiling import engines
-
         return engines.record(file, task.target, inputs, runs=task.runs, trace=task.trace)
     from quantkit.profiling import torch_run
 

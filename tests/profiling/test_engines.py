@@ -10,10 +10,11 @@ import fake_tensorrt_runtime as runtime
 import pytest
 import torch
 
-from quantkit.errors import TargetError
+from quantkit.errors import DataError, ModelFileError, TargetError
 from quantkit.profiling import engines
 from quantkit.profiling.engine_steps import engine_steps, layers_of
 from quantkit.profiling.findings import findings
+from quantkit.profiling.profile import profile
 from quantkit.profiling.steps import StepKind
 from quantkit.targets._engine_layers import Kernel, TensorInfo
 from quantkit.targets._tensorrt_layers import parse_information
@@ -162,3 +163,29 @@ def test_tensorrt_without_a_gpu_is_refused_with_the_way_out(tmp_path: Path) -> N
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(TargetError, match="use the target tensorrt_rtx"):
         engines.record(tmp_path / "m.onnx", "tensorrt", {}, runs=1)
+
+
+def test_an_engine_file_needs_a_gpu_and_the_error_says_what_does_not(tmp_path: Path) -> None:
+    from quantkit import hardware
+
+    if hardware.detect_gpus().devices:
+        pytest.skip("there is a GPU: the engine would be opened")
+    (tmp_path / "net.engine").write_bytes(b"engine")
+    with pytest.raises(TargetError, match=r"net\.engine: an engine runs on the GPU.*tensorrt_rtx"):
+        profile(tmp_path / "net.engine", example_inputs=(torch.zeros(1, 3),))
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "inputs", "error", "words"),
+    [
+        ("lost.engine", None, (torch.zeros(1),), ModelFileError, "no such file"),
+        ("net.plan", "onnxruntime", (torch.zeros(1),), TargetError, "an engine is TensorRT's"),
+        ("net.plan", None, (), DataError, "give data"),
+    ],
+)
+def test_what_no_engine_file_can_do_is_refused(
+    name: str, target: str | None, inputs: Any, error: type[Exception], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "net.plan").write_bytes(b"engine")
+    with pytest.raises(error, match=words):
+        profile(tmp_path / name, target=target, example_inputs=inputs)
