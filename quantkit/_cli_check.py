@@ -75,7 +75,7 @@ def command(
       quantkit check net.onnx --gpu A40
       quantkit check cpu.onnx --target onnxruntime --cpu avx2 --json
       quantkit check net.onnx --model net:make --weights net.pth --data calib.yaml
-      quantkit check net.onnx --model net:make --weights net.pth --data calib.yaml --state net.qk
+      quantkit check gate.onnx --target onnxruntime --model net.pt2 --data calib.yaml --state g.qk
     """  # noqa: D301
     with screen(as_json) as show:
         work.require_together(

@@ -130,6 +130,12 @@ class Asked:
             onnx_files.refuse_options(self.model, {"--weights": self.weights})
         if self.nsys and self.ncu:
             raise work.UsageError("--nsys and --ncu are of one run each: give one of them")
+        if self.nsys or self.ncu:
+            for name, given in (
+                ("--trace", self.trace), ("--roofline", self.roofline), ("--memory", self.memory),
+            ):  # fmt: skip
+                if given:
+                    raise work.UsageError(f"{name} is of a run without --nsys and --ncu: run twice")
         for path in filter(None, (self.output, self.trace)):
             work.require_writable(path)
 
@@ -248,7 +254,7 @@ def _roof(asked: Asked) -> Roof | None:
 
     if asked.roofline != "measured":
         return roof_from_table(asked.roofline)
-    return measure_roof(asked.device)
+    return measure_roof(asked.device, threads=asked.threads)
 
 
 def _told(report: ProfileReport, asked: Asked, show: Screen) -> None:

@@ -130,10 +130,11 @@ def quantize(
 
     \b
     Examples:
-      quantkit quantize net:make --weights net.pth --data calib.yaml -o net.onnx --save net.qk
+      quantkit quantize net:make --weights net.pth --data calib.yaml -o net.onnx
       quantkit quantize net:make --recipe int8_cpu --data calib.yaml -o cpu.pt2
       quantkit quantize net.pt2 --recipe w4a8 --data calib.yaml -o a.onnx --checkpoint a.rounded
       quantkit quantize net.pt2 --recipe int8_cpu --data calib.yaml -o cpu.onnx
+      quantkit quantize net.pt2 --data calib.yaml -o gate.onnx --save g.qk
       quantkit quantize float.onnx --data calib.yaml -o net.onnx
       quantkit quantize net.pt2 --recipe int8_weight_only -o weights.onnx
       quantkit quantize net:make --recipe my.yaml --input-shape 1,3,8,8 -o w.onnx

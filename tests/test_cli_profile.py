@@ -78,6 +78,7 @@ def test_a_roof_of_a_data_sheet_places_each_layer(
         (("net.pt2", "--from", "trace.json"), "give MODEL, or --from TRACE"),
         (("--from", "trace.json", "--batch", "2"), "--batch is of a run"),
         (("net.pt2", "--nsys", "--ncu"), "give one of them"),
+        (("net.pt2", "--ncu", "--memory"), "--memory is of a run without"),
         (("net.pt2", "--target", "no_such"), "there are: eager"),
         (("none.pt2",), "none.pt2: no such file"),
         (("--from", "net.pt2"), "is no trace that can be used"),

@@ -111,7 +111,8 @@ class Peaks:
         """Take in a tensor whose dimension ``axis`` counts channels."""
         if self.mixed or x.numel() == 0 or x.dim() == 0:
             return
-        own = x.detach().abs().movedim(axis, 0).flatten(1).amax(1).float()
+        finite = x.detach().nan_to_num(0.0, 0.0, 0.0)
+        own = finite.abs().movedim(axis, 0).flatten(1).amax(1).float()
         if self.values is not None and self.values.shape != own.shape:
             self.mixed, self.values = True, None
             return
@@ -140,10 +141,12 @@ class Counts:
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Take in values, of a shape that fits the grid."""
+        """Take in values, of a shape that fits the grid; what is no number does not count."""
+        spec, told = self.qparams.spec, x.isfinite()
+        if not told.all():
+            x = x[told] if spec.axis is None else torch.where(told, x, 0.0)
         if x.numel() == 0:
             return
-        spec = self.qparams.spec
         scale, zero_point = numerics.broadcast(self.qparams, x.shape)
         x = x.detach().float()
         steps = x / scale + zero_point

@@ -45,7 +45,7 @@ class GridUse:
         grid: its name in the plan.
         role: of what.
         spec: its form, such as ``int8 symmetric per tensor``.
-        low, high: the smallest and largest value seen.
+        low, high: the smallest and largest value seen; what is infinite or NaN does not count.
         grid_low, grid_high: the ends of the grid; over all its channels.
         saturated: share of the values that lie more than half a step beyond an end.
         clipped: share of the grid's squared error that those values make.

@@ -70,8 +70,9 @@ class Meter:
         self._signal += float(seen[0] @ seen[0])
         self._energy += float(seen[1] @ seen[1])
         self._product += float(seen[0] @ seen[1])
-        self._noise += float(apart @ apart)
-        self._shift += float(apart.sum())
+        with np.errstate(invalid="ignore"):  # of infinities of both signs
+            self._noise += float(apart @ apart)
+            self._shift += float(apart.sum())
         self._count += apart.size
         self._largest = larger(self._largest, apart)
         self._scores &= reference.ndim == 2 and reference.shape[1] > 1

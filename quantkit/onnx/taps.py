@@ -137,16 +137,32 @@ def forced(model: ModelProto, values: Sequence[str]) -> ModelProto:
     """As `tapped`, and what reads one of ``values`` reads an input ``<name>~given`` in its place.
 
     So each step of the file runs on tensors that it is given, and puts out its own result: what it
-    does wrong is seen there, and nowhere behind.
+    does wrong is seen there, and nowhere behind. They are given in float32, whatever they are.
     """
     copy = tapped(model, values)
+    halves = _halves(model)
     new = {name: f"{name}{GIVEN}" for name in values}
-    _reread(copy.graph, new)
+    reread = {name: f"{given}~cast" if name in halves else given for name, given in new.items()}
+    _reread(copy.graph, reread)
     for name, given in new.items():
         if name in {i.name for i in model.graph.input}:
             continue
         copy.graph.input.append(onnx.helper.make_tensor_value_info(given, TensorProto.FLOAT, None))
+        if name in halves:
+            cast = onnx.helper.make_node("Cast", [given], [reread[name]], to=halves[name])
+            copy.graph.node.insert(0, cast)
     return copy
+
+
+def _halves(model: ModelProto) -> dict[str, int]:
+    """The types of tensors in 16 bits, by name, as far as types can be told."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
+    return {
+        name: kind
+        for name, kind in types.items()
+        if kind in {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+    }
 
 
 def _reread(graph: GraphProto, new: Mapping[str, str]) -> None:

@@ -15,8 +15,9 @@ from quantkit.numerics import QParams
 from quantkit.onnx.marks import TENSOR
 from quantkit.onnx.taps import written
 
-#: Scales are float32, and the file's are the model's own.
+#: Scales are float32, and the file's are the model's own; those that `half` wrote were rounded.
 _SAME = 1e-6
+_SAME_IN_HALF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 def grid_faults(model: ModelProto, folder: Path, simulated: QuantizedModel) -> list[Finding]:
@@ -71,7 +72,8 @@ def _equal(scale: np.ndarray, wanted: np.ndarray) -> bool:
     if scale.size != wanted.size:
         return False
     sides = (wanted, wanted.T) if wanted.ndim > 1 else (wanted,)
-    return any(np.allclose(scale.ravel(), side.ravel(), rtol=_SAME, atol=0.0) for side in sides)
+    own, same = scale.astype(np.float64).ravel(), _SAME_IN_HALF.get(str(scale.dtype), _SAME)
+    return any(np.allclose(own, side.ravel(), rtol=same, atol=0.0) for side in sides)
 
 
 def _told(values: np.ndarray) -> str:

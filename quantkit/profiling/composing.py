@@ -17,6 +17,8 @@ from quantkit.profiling.work import Size, count
 if TYPE_CHECKING:
     from quantkit.graph.abstract import Graph
 
+#: Ends the precision of a layer whose weights alone have few bits: it multiplies in float.
+_WEIGHTS: Final = " weights"
 #: Types by quantkit's words for precisions.
 _DTYPES: Final = {
     "float32": Dtype.FP32,
@@ -87,11 +89,16 @@ def composed(
             if called[layer.name] in names and layer.seconds
         }
         dtypes = {
-            called[layer.name]: _DTYPES.get(layer.precision.removesuffix(" weights"), Dtype.FP32)
-            for layer in report.layers
+            called[layer.name]: _DTYPES.get(layer.precision, Dtype.FP32) for layer in report.layers
         }
         known = {n: d if d in roof.peaks else Dtype.FP32 for n, d in dtypes.items()}
-        found = roofline(work, roof, seconds=timed, dtypes=known)
+        weights = {
+            model.layers.get(step.layer, step.layer): held
+            for step in report.steps
+            if step.precision.endswith(_WEIGHTS)
+            and (held := _DTYPES.get(step.precision.removesuffix(_WEIGHTS))) is not None
+        }
+        found = roofline(work, roof, seconds=timed, dtypes=known, weights=weights)
         report = replace(report, roofline=found)
     if with_memory:
         report = replace(report, memory=memory(model.graph, model.sizes, batch=model.batch))

@@ -43,7 +43,8 @@ _WORKS: Final = tuple(
         (r"dequantize", Work.ELEMENTWISE),
         (r"conv(?!ert)", Work.CONVOLUTION),
         (r"attention", Work.ATTENTION),
-        (r"gemm|mat_?mul|addmm|bmm|linear(?!add)|^mm$", Work.MATMUL),
+        # No QLinearConcat of ONNX Runtime, and no upsample_bilinear2d.
+        (r"gemm|mat_?mul|addmm|bmm|linear(?![a-z0-9])|^mm$", Work.MATMUL),
         (r"norm|softmax", Work.NORMALIZATION),
         (r"pool", Work.POOLING),
         (r"reorder|transpose|contiguous|permute", Work.REFORMAT),

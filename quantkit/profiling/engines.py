@@ -21,7 +21,7 @@ from quantkit.benching.inputs import Arrays
 from quantkit.comparing import feed_of
 from quantkit.errors import TargetError
 from quantkit.profiling import engine_steps, torch_trace
-from quantkit.profiling.recorded import Recorded, around
+from quantkit.profiling.recorded import Recorded, around, leave
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,7 +170,7 @@ def profiled(
         torch.cuda.synchronize()
 
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        path = trace or Path(folder) / "trace.json"
+        path = Path(folder) / "trace.json"
 
         def recorded() -> None:
             with _profiler() as told:
@@ -181,6 +181,8 @@ def profiled(
 
         wall = around(run, recorded, runs=runs, warm=3)
         recording = torch_trace.read_trace(path).without_first()
+        if trace is not None:
+            leave(path.read_bytes(), trace)
     times = layer_times(runner, trt, batch, runs)
     size = next(iter(inputs.values())).shape
     return Recorded(

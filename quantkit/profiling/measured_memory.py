@@ -102,6 +102,8 @@ def _by_span(
     Example:
         >>> _by_span([(1, 8), (4, 4), (5, -12)], [("a", 0, 3), ("b", 3, 6)])
         {'a': 8, 'b': 12}
+        >>> _by_span([(1, 8), (9, -8)], [("flatten", 3, 6)])  # it allocates nothing itself
+        {'flatten': 8}
     """
     ordered = sorted(changes, key=lambda pair: pair[0])
     found: dict[str, int] = {}
@@ -115,7 +117,7 @@ def _by_span(
             now += change
             if at >= begin:
                 highest = max(highest, now)
-        found[name] = max(found.get(name, 0), highest, 0)
+        found[name] = max(found.get(name, 0), highest, now)
     return found
 
 

@@ -23,6 +23,9 @@ _DRAM_BYTES: Final = ("dram__bytes_read.sum", "dram__bytes_write.sum")
 #: What is counted; one that a GPU has not comes back as ``n/a``.
 METRICS: Final = (_TIME, _TENSOR_CYCLES, _TENSOR_INSTRUCTIONS, _DRAM, *_DRAM_BYTES)
 
+#: What a command prints goes there: on standard output is what quantkit tells of it.
+_STANDARD_ERROR: Final = 2
+
 _COLUMNS: Final = ("ID", "Kernel Name", "Metric Name", "Metric Unit", "Metric Value")
 #: Factors to seconds, bytes and shares.
 _UNITS: Final[Mapping[str, float]] = {
@@ -89,7 +92,7 @@ def wrap(argv: Sequence[str], log: Path) -> tuple[NcuKernel, ...]:
         )
     # Figures are printed as the locale has them.
     environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(command(argv, log), check=False, env=environment)
+    done = subprocess.run(command(argv, log), check=False, env=environment, stdout=_STANDARD_ERROR)
     if done.returncode != 0:
         raise TargetError(
             f"ncu ended with {done.returncode}; its own output above tells why (for "

@@ -27,6 +27,8 @@ _COPY_KINDS: Final = {
     9: "HtoH", 10: "PtoP",
 }  # fmt: skip
 _NANO: Final = 1e-9
+#: What a command prints goes there: on standard output is what quantkit tells of it.
+_STANDARD_ERROR: Final = 2
 
 
 def command(argv: Sequence[str], report: Path) -> list[str]:
@@ -58,7 +60,7 @@ def wrap(argv: Sequence[str], report: Path) -> Path:
             "nsys is not on the PATH; install NVIDIA Nsight Systems "
             "(https://developer.nvidia.com/nsight-systems), or profile without --nsys"
         )
-    done = subprocess.run(command(argv, report), check=False)
+    done = subprocess.run(command(argv, report), check=False, stdout=_STANDARD_ERROR)
     exported = report.with_name(report.name + ".sqlite")
     if done.returncode != 0 or not exported.exists():
         raise TargetError(

@@ -14,9 +14,8 @@ import onnx
 from quantkit.benching.inputs import Arrays
 from quantkit.benching.runner import ordered
 from quantkit.errors import TargetError
-from quantkit.files import replacing
 from quantkit.profiling import onnxruntime_trace as trace
-from quantkit.profiling.recorded import Recorded, around, timed
+from quantkit.profiling.recorded import Recorded, around, leave, timed
 
 #: Only what ends the process is logged: all else is raised.
 _FATAL = 4
@@ -134,8 +133,7 @@ def _leave(events: Sequence[dict[str, Any]], names: trace.Names, path: Path) -> 
     for event in events:
         layer = names.layer(event["name"].removesuffix("_kernel_time"))
         told.append(event | {"name": f"{layer}_kernel_time"} if layer else event)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(told), encoding="utf-8")
+    leave(json.dumps(told).encode(), path)
 
 
 def _batch(inputs: Arrays) -> int:

@@ -32,6 +32,8 @@ _PRODUCTS: Final = COMPUTE | {"FusedConv", "NhwcFusedConv", "FusedGemm", "FusedM
 #: What a convolution takes in, and the end of the name of one in the blocked layout.
 _ACTIVATIONS: Final = frozenset({"Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid"})
 _BLOCKED: Final = "_nchwc"
+#: What stands before the name of a product that took in the activation behind it.
+_FUSED: Final = "fused "
 _JOINS: Final = frozenset({"Add", "Concat", "Sum", "QLinearAdd", "QLinearConcat"})
 _REORDERS: Final = frozenset({"ReorderInput", "ReorderOutput"})
 _KINDS: Final = {
@@ -60,10 +62,11 @@ class Names:
         """The layer of a node of the optimized graph; empty where it is the runtime's own.
 
         Example:
-            >>> Names(nodes={"qk5~": "conv1"}).layer("qk5~_token_1"), Names().layer("Transpose")
-            ('conv1', '')
+            >>> names = Names(nodes={"qk5~": "conv1"})
+            >>> names.layer("qk5~_token_1"), names.layer("fused qk5~"), names.layer("Transpose")
+            ('conv1', 'conv1', '')
         """
-        head, tilde, _ = node.partition("~")
+        head, tilde, _ = node.removeprefix(_FUSED).partition("~")
         if tilde:
             return self.nodes.get(head + tilde, "")
         return self.outputs.get(node.removesuffix(_BLOCKED), "") if _BLOCKED in node else ""

@@ -114,6 +114,11 @@ def profile(
     if isinstance(model, str | Path) and Path(model).suffix in engines.SUFFIXES:
         given = (example_inputs, dict(example_kwargs or {}))
         call = given if opened is None else next(as_batches(opened))
+        if roof is not None or memory:
+            raise TargetError(
+                f"{Path(model).name}: an engine does not tell what it computes, so it has no roof "
+                "and no memory plan; profile the ONNX file that it was built of"
+            )
         return _engine(Path(model), target, call, runs, trace)
     with tempfile.TemporaryDirectory(prefix="quantkit-profile-") as name:
         examples = Examples(args=example_inputs, kwargs=example_kwargs)

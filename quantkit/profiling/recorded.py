@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from quantkit.files import replacing
 from quantkit.profiling.recording import Recording
 from quantkit.profiling.steps import Step
 
@@ -28,6 +31,16 @@ class Recorded:
     runtime: str
     steps: tuple[Step, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+
+def leave(trace: bytes, path: Path) -> None:
+    """Write a trace, whole or not at all; compressed where the file's name ends in ``.gz``.
+
+    Raises:
+        ExportError: it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(trace) if path.suffix == ".gz" else trace)
 
 
 def timed(run: Callable[[], object], runs: int) -> list[float]:

@@ -244,6 +244,7 @@ def roofline(
     *,
     seconds: Mapping[str, float] | None = None,
     dtypes: Mapping[str, Dtype] | Dtype = Dtype.FP32,
+    weights: Mapping[str, Dtype] | None = None,
 ) -> Roofline:
     """All layers of a model under one roof.
 
@@ -253,13 +254,18 @@ def roofline(
         seconds: what each layer took, by name; layers without a time are placed without.
         dtypes: what each layer runs in, by name, or one for all; layers that are not named run in
             fp32.
+        weights: what the weights of a layer are held in, by its name, where that differs.
     """
-    times = seconds or {}
+    times, stored = seconds or {}, weights or {}
 
     def in_format(name: str) -> Dtype:
         return dtypes if isinstance(dtypes, Dtype) else dtypes.get(name, Dtype.FP32)
 
     points = tuple(
-        place(layer, times.get(layer.name), roof, in_format(layer.name)) for layer in work.layers
-    )
+        place(
+            layer, times.get(layer.name), roof, in_format(layer.name),
+            weights=stored.get(layer.name),
+        )
+        for layer in work.layers
+    )  # fmt: skip
     return Roofline(roof=roof, batch=work.batch, points=points)

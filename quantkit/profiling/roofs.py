@@ -57,7 +57,7 @@ def roof_from_table(name: str) -> Roof:
     )
 
 
-def measure_roof(device: str = "cpu") -> Roof:
+def measure_roof(device: str = "cpu", *, threads: int | None = None) -> Roof:
     """The roof of this machine's processor or GPU: the best of short runs, in about three seconds.
 
     Peaks are those of square matrix products: on a processor by PyTorch, with its number of
@@ -68,6 +68,8 @@ def measure_roof(device: str = "cpu") -> Roof:
 
     Args:
         device: ``cpu`` or ``cuda``, with an index if need be.
+        threads: of the processor: those of the runs that are placed under the roof; by default as
+            many as PyTorch has.
 
     Raises:
         TargetError: there is no such device.
@@ -77,11 +79,16 @@ def measure_roof(device: str = "cpu") -> Roof:
         raise TargetError(f"{device}: PyTorch sees no GPU; measure the processor: cpu")
     if place.type not in _SIDE:
         raise TargetError(f"{device}: only cpu and cuda are measured; choose one of them")
-    peaks = _cpu_peaks() if place.type == "cpu" else _cuda_peaks(place)
-    return Roof(
-        name=_name(place), peaks=peaks, bandwidth=_bandwidth(place), source="measured",
-        notes=_notes(place),
-    )  # fmt: skip
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        peaks = _cpu_peaks() if place.type == "cpu" else _cuda_peaks(place)
+        return Roof(
+            name=_name(place), peaks=peaks, bandwidth=_bandwidth(place), source="measured",
+            notes=_notes(place),
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
 
 
 def _cpu_peaks() -> dict[Dtype, float]:

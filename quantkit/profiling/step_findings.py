@@ -179,7 +179,8 @@ def _is_float(step: Step) -> bool:
 
 
 def _alignment(precision: str) -> int | None:
-    return ALIGNMENTS.get(re.sub(r"_.*| weights", "", precision))
+    """Of what is multiplied; where weights alone have few bits, it is not told in what."""
+    return ALIGNMENTS.get(re.sub(r"_.*", "", precision))
 
 
 def _connected(flow: Flow, steps: Sequence[Step]) -> list[list[Step]]:

@@ -18,7 +18,7 @@ from quantkit.benching.runners import _torch
 from quantkit.graph.abstract import Graph, Kind, Op
 from quantkit.graph.aten import describe
 from quantkit.profiling import torch_trace
-from quantkit.profiling.recorded import Recorded, around, timed
+from quantkit.profiling.recorded import Recorded, around, leave, timed
 from quantkit.profiling.recording import Recording
 from quantkit.profiling.steps import Step, StepKind
 
@@ -177,7 +177,7 @@ def _record(
         wait()
 
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-        trace = job.trace or Path(folder) / "trace.json"
+        trace = Path(folder) / "trace.json"
         run(given, marked)
 
         def profiled() -> None:
@@ -189,6 +189,8 @@ def _record(
 
         wall = around(lambda: run(given, plain), profiled, runs=job.runs, warm=3)
         recording = torch_trace.read_trace(trace)
+        if job.trace is not None:
+            leave(trace.read_bytes(), job.trace)
     walls = {_batch(job.inputs): wall}
     if job.more is not None:
         larger = {name: torch.tensor(value, device=device) for name, value in job.more.items()}

@@ -103,8 +103,10 @@ def parse_trace(trace: Mapping[str, Any]) -> Recording:
     queued = {e.args.get("correlation"): e for e in host if e.kind == "queue"}
     calls = _device_calls(device, queued, runs)
     launches = [0.0] * len(runs)
-    for event in queued.values():
-        if (run := _run_of(event.start, runs)) is not None:
+    # A call that waits for the GPU queues nothing: what it takes is no cost of launches.
+    started = {event.args.get("correlation") for event in device}
+    for number, event in queued.items():
+        if number in started and (run := _run_of(event.start, runs)) is not None:
             launches[run] += event.end - event.start
     return Recording(
         device="cuda", calls=calls, runs=_until_done(runs, calls), launches=tuple(launches)

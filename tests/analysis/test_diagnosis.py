@@ -455,6 +455,18 @@ def test_outliers_do_not_depend_on_the_unit(peaks: list[float], unit: float) -> 
     assert outliers(values * unit)[0] == pytest.approx(spread, rel=1e-4)
 
 
+def test_what_is_no_number_does_not_count() -> None:
+    x = torch.tensor([[1.0, -2.0], [0.5, 1.0]])
+    odd = torch.tensor([[1.0, -2.0, math.nan, math.inf], [0.5, 1.0, -math.inf, math.nan]])
+    zero = torch.tensor(0, dtype=torch.int32)
+    grid = QParams(scale=torch.tensor(0.1), zero_point=zero, spec=QuantSpec())
+    assert counted(odd, grid) == counted(x, grid)
+    peaks = Peaks()
+    peaks.update(odd, -1)
+    assert peaks.values is not None
+    assert peaks.values.tolist() == [1.0, 2.0, 0.0, 0.0]
+
+
 def test_channels_that_change_in_number_are_not_compared() -> None:
     peaks = Peaks()
     peaks.update(torch.ones(2, 3), 1)

@@ -307,6 +307,16 @@ def test_weights_in_a_file_of_their_own_are_found(resnet: Case, tmp_path: Path) 
     assert found.findings == ()
 
 
+def test_a_file_in_half_is_compared_as_well(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    model = qk.quantize(net, "int4_weight_only", calibration=[x])
+    qk.to_half(qk.export_onnx(model, tmp_path / "net.onnx"), tmp_path / "half.onnx")
+    found = compare_layers(tmp_path / "half.onnx", model, [x])
+    assert [tensor.name for tensor in found.tensors] == ["0", "2"]
+    assert found.findings == ()
+
+
 def test_drift_names_where_it_begins(resnet: Case) -> None:
     from quantkit.onnx.parity import Closeness
     from quantkit.parity.findings import drift

@@ -161,7 +161,13 @@ def test_channels_that_tensor_cores_pad_are_told_on_gpus_alone() -> None:
 
 @pytest.mark.parametrize(
     ("precision", "channels"),
-    [("int8", (16, 32)), ("float16", (24, 8)), ("float32", (3, 5)), ("int8", (1, 3))],
+    [
+        ("int8", (16, 32)),
+        ("float16", (24, 8)),
+        ("float32", (3, 5)),
+        ("int8", (1, 3)),
+        ("int8 weights", (24, 24)),
+    ],
 )
 def test_channels_that_fit_or_do_not_matter_are_not_told(
     precision: str, channels: tuple[int, int]

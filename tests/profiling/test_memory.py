@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -63,6 +64,12 @@ def test_each_module_s_peak_is_measured_too() -> None:
     assert measured.by_module[""] == measured.peak
 
 
+def test_a_module_that_allocates_nothing_has_what_lives_while_it_runs() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.Flatten()).eval()
+    measured = measure(net, (torch.zeros(8, 64),))
+    assert measured.by_module["1"] == 4 * 8 * 512
+
+
 def test_a_chain_in_place_lives_in_one_tensor() -> None:
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(inplace=True), nn.Flatten()).eval()
     plan = report(model, (torch.zeros(2, 64),), 4).plan("float")
@@ -115,7 +122,7 @@ def test_in_a_chain_two_neighbours_and_the_input_live_at_once(widths: list[int])
 def test_an_outer_phase_s_peak_has_that_of_the_phases_inside() -> None:
     with phases.record() as recorded, nvtx.phase("outer"):
         with nvtx.phase("inner"):
-            block = bytearray(60_000_000)
+            block = np.ones(8_000_000)
             del block
         with nvtx.phase("idle"):
             pass
@@ -135,7 +142,7 @@ def test_where_the_system_keeps_no_peak_it_is_sampled_and_said(
 
     monkeypatch.setattr(process, "forget_peak", lambda: False)
     with phases.record() as recorded, nvtx.phase("calibrate"):
-        block = bytearray(60_000_000)
+        block = np.ones(8_000_000)
         time.sleep(0.05)
         del block
     assert recorded.peaks[0].how == "sampled"

@@ -180,14 +180,19 @@ def installed(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(folder))
 
 
-def test_a_command_is_run_under_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_run_under_nsys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     log = tmp_path / "arguments"
-    installed(tmp_path, "nsys", f'echo "$@" > {log}\n: > {tmp_path}/report.sqlite', monkeypatch)
+    script = f'echo told; echo "$@" > {log}\n: > {tmp_path}/report.sqlite'
+    installed(tmp_path, "nsys", script, monkeypatch)
     assert wrap(["python", "run.py"], tmp_path / "report") == tmp_path / "report.sqlite"
     words = log.read_text().split()
     assert words[:2] == ["profile", "--trace=cuda,nvtx,osrt"]
     assert words[-2:] == ["python", "run.py"]
     assert "--export=sqlite" in words
+    # On standard output there may be JSON of quantkit's own.
+    assert capfd.readouterr() == ("", "told\n")
 
 
 def test_where_nsys_fails_or_is_not_there_it_is_told(

@@ -12,11 +12,16 @@ from torch import nn
 from quantkit import quantize
 from quantkit.benching.runners._torch import no_compiler
 from quantkit.errors import DataError, TargetError
+from quantkit.graph.abstract import Graph, Kind, Op, Value
 from quantkit.onnx.export import export_onnx
+from quantkit.profiling.composing import Counted, composed
+from quantkit.profiling.engine_steps import layers_of
 from quantkit.profiling.kinds import Dtype
 from quantkit.profiling.profile import profile, read_recording
+from quantkit.profiling.report import ProfileReport
 from quantkit.profiling.roofline import Roof
-from quantkit.profiling.steps import StepKind
+from quantkit.profiling.steps import Step, StepKind
+from quantkit.profiling.work import Size
 from quantkit.program.writing import export_pt2
 
 
@@ -98,6 +103,25 @@ def test_a_float_file_of_blocked_convolutions_keeps_its_layers(images: torch.Ten
     assert [s.channels for s in report.steps if s.op == "Conv"] == [(3, 16), (16, 16)]
 
 
+def test_a_product_that_takes_in_an_activation_keeps_its_layer() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    example = (torch.zeros(2, 32),)
+    report = profile(net.eval(), target="onnxruntime", example_inputs=example, runs=3)
+    layers = [(layer.name, layer.op) for layer in report.layers]
+    assert layers == [("node_linear", "FusedGemm"), ("node_linear_1", "Gemm")]
+
+
+@pytest.mark.parametrize("target", ["eager", "onnxruntime"])
+def test_a_trace_is_left_whole_and_compressed_where_its_name_says_so(
+    target: str, tmp_path: Path
+) -> None:
+    net, trace = torch.nn.Linear(8, 8).eval(), tmp_path / "trace.json.gz"
+    profile(net, target=target, example_inputs=(torch.zeros(2, 8),), runs=2, trace=trace)
+    assert trace.read_bytes()[:2] == b"\x1f\x8b"
+    assert read_recording(trace).kernels
+    assert list(tmp_path.iterdir()) == [trace]
+
+
 def test_each_layer_lies_under_the_roof_with_its_own_time(files: Path) -> None:
     roof = Roof(
         name="a", peaks={Dtype.FP32: 1e12, Dtype.INT8: 4e12}, bandwidth=1e11, source="table"
@@ -112,6 +136,33 @@ def test_each_layer_lies_under_the_roof_with_its_own_time(files: Path) -> None:
     told = json.loads(report.to_json())
     assert told["roofline"]["roof"]["name"] == "a"
     assert told["memory"]["plans"][0]["variant"] == "float"
+
+
+def test_a_layer_with_few_bits_in_its_weights_alone_multiplies_in_float() -> None:
+    op = Op(name="fc", kind=Kind.LINEAR, inputs=("x", "w"), output="y", weight_axis=0)
+    values = {name: Value(name=name, constant=name == "w") for name in "xwy"}
+    model = Counted(
+        graph=Graph((op,), values, ("y",)), batch=2,
+        sizes={"x": Size((2, 8)), "w": Size((4, 8)), "y": Size((2, 4))},
+    )  # fmt: skip
+    step = Step(name="k", layer="fc", op="gemm", kind=StepKind.PRODUCT, precision="int8 weights")
+    report = ProfileReport(
+        subject="a", runtime="b", device="c", batch=2, kernels=(), layers=layers_of([step]),
+        totals=None, steps=(step,),
+    )  # fmt: skip
+    roof = Roof(
+        name="a", peaks={Dtype.FP32: 1e12, Dtype.INT8: 4e12}, bandwidth=1e11, source="table"
+    )
+    found = composed(report, model, roof=roof, with_memory=False).roofline
+    assert found is not None
+    (point,) = found.points
+    assert point.dtype is Dtype.FP32
+    assert point.bytes == 4 * (16 + 8) + 32
+
+
+def test_what_an_engine_cannot_tell_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="profile the ONNX file"):
+        profile(tmp_path / "net.engine", memory=True)
 
 
 def test_an_engine_without_a_gpu_is_listed_without_times(files: Path) -> None:

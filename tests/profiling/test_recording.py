@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quantkit.profiling.cpu_kinds import WORDS, cpu_kind
 from quantkit.profiling.kernels import classify
-from quantkit.profiling.kinds import KernelKind
+from quantkit.profiling.kinds import KernelKind, Work
 from quantkit.profiling.recording import (
     Call,
     Recording,
@@ -37,6 +37,20 @@ def test_times_are_medians_over_the_runs_of_sums_within_each() -> None:
     recording = Recording(device="cpu", calls=tuple(calls), runs=((0, 9), (1, 9), (2, 99)))
     (row,) = kernel_times(recording, kind)
     assert (row.seconds, row.calls, row.share) == (2.0, 2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "work"),
+    [
+        ("aten::linear", Work.MATMUL), ("onednn::qlinear_pointwise", Work.MATMUL),
+        ("QLinearMatMul", Work.MATMUL), ("QLinearGlobalAveragePool", Work.POOLING),
+        ("QLinearConcat", Work.COPY), ("QLinearMul", Work.ELEMENTWISE),
+        ("aten::upsample_bilinear2d", Work.UNKNOWN),
+    ],
+)  # fmt: skip
+def test_an_operator_with_linear_in_its_name_may_be_no_product(name: str, work: Work) -> None:
+    told = Call(name=name, op=name, layer="", run=0, start=0.0, seconds=1.0)
+    assert cpu_kind(told, None, "").work is work
 
 
 def test_the_first_run_can_be_left_out() -> None:

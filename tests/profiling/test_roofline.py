@@ -186,6 +186,13 @@ def test_a_gpu_that_is_not_in_the_table_is_an_error_that_names_those_that_are() 
         roof_from_table("GTX 1080")
 
 
+def test_a_processor_is_measured_on_the_threads_that_are_asked_for() -> None:
+    before = torch.get_num_threads()
+    assert measure_roof("cpu", threads=1).notes[0] == "1 threads"
+    assert measure_roof("cpu", threads=before + 1).notes[0] == f"{before + 1} threads"
+    assert torch.get_num_threads() == before
+
+
 def test_this_processor_s_roof_is_as_fast_as_its_own_product() -> None:
     roof = measure_roof("cpu")
     assert {Dtype.FP32, Dtype.INT8} <= set(roof.peaks)

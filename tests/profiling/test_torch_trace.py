@@ -64,6 +64,12 @@ def test_a_run_lasts_until_its_last_kernel_and_counts_what_queueing_took() -> No
     assert [round(1e6 * launch) for launch in found.launches] == [10, 10]
 
 
+def test_waiting_for_the_gpu_is_no_launch() -> None:
+    wait = span("cuda_runtime", "cudaDeviceSynchronize", 60, 39, correlation=99)
+    found = parse_trace({"traceEvents": [*gpu_run(0), wait]})
+    assert [round(1e6 * launch) for launch in found.launches] == [10]
+
+
 def test_the_report_of_such_a_trace_names_units_types_and_findings(tmp_path: Path) -> None:
     path = tmp_path / "trace.json.gz"
     path.write_bytes(gzip.compress(json.dumps(TRACE).encode()))
