@@ -151,7 +151,8 @@ def check(
             findings.append(_not_run(path, str(error)))
         findings += [f for o in outputs for f in judge(o, min_sqnr, min_agreement)]
         if isinstance(reference, QuantizedModel) and min_sqnr is None:
-            findings += [f for o in outputs for f in deployment(o)]
+            sound = layers is not None and layers.departs is None
+            findings += [f for o in outputs for f in deployment(o, sound=sound)]
     # The linter and the target may tell of one thing: the first to tell is kept.
     unique: dict[tuple[str, str], Finding] = {}
     for finding in findings:

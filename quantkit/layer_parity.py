@@ -78,13 +78,12 @@ def compare_layers(
     known = [tap for tap in taps.taps if tap.name in inside.names(tap.kind)]
     comparison = Comparison(path, FileFacts.of(path), taps, known, target)
     twin = None if floating is None else Interior(floating)
-    count = 0
-    for args, kwargs in track(batches_of.as_batches(data), "comparing layers"):
-        values = None if twin is None else twin.run(args, kwargs)
-        comparison.update(inside.run(args, kwargs), values, args, kwargs)
-        count += batches_of.samples_of((args, kwargs))
-        if count >= samples:
-            break
+    calls = _first(data, samples)
+    for call, there in track(
+        zip(calls, comparison.on_target(calls), strict=True), "comparing layers", total=len(calls)
+    ):
+        values = None if twin is None else twin.run(*call)
+        comparison.update(call, inside.run(*call), values, there)
     tensors = comparison.result(centered=simulated.recipe.centers)
     lost = missing(taps, simulated)
     faults = grid_faults(taps.model, path.parent, simulated)
@@ -94,15 +93,28 @@ def compare_layers(
         findings.append(departure(first.name, first.kind, first.own, findings, min_sqnr))
     elif (drifted := drift((t.name, t.deployed) for t in tensors)) is not None:
         findings.append(drifted)
+    on_target = drift((t.name, t.target) for t in tensors if t.target is not None)
+    if on_target is not None and on_target.where not in {f.where for f in findings}:
+        findings.append(on_target)
     return LayerParity(
         tensors=tuple(tensors),
         departs=None if first is None else first.name,
         findings=tuple(findings),
-        samples=count,
+        samples=sum(map(batches_of.samples_of, calls)),
         seconds=time.perf_counter() - started,
         ran_on=None if target is None else type(target).__module__.rpartition(".")[2],
         notes=tuple(comparison.notes(inside)),
     )
+
+
+def _first(data: Iterable[Any], samples: int) -> list[batches_of.Call]:
+    """Whole batches, until there are so many samples."""
+    calls: list[batches_of.Call] = []
+    for call in batches_of.as_batches(data):
+        calls.append(call)
+        if sum(map(batches_of.samples_of, calls)) >= samples:
+            break
+    return calls
 
 
 def float_twin(

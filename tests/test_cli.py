@@ -233,11 +233,13 @@ def exported(made: Path) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_help_texts_run(exported: Path) -> None:
     for name in ("net.onnx", "cpu.onnx", "weights.onnx", "w.onnx", "cpu.ort.onnx"):
         assert onnx.load(exported / name).graph.node, name
 
 
+@pytest.mark.slow
 def test_the_examples_with_a_calibrator_of_tensorrt_run(
     exported: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -249,6 +251,7 @@ def test_the_examples_with_a_calibrator_of_tensorrt_run(
         assert run(line.removeprefix("quantkit "))[0] == 0, line
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_the_examples_with_tensorrt_run(exported: Path, run: Run) -> None:
     lines = examples(rtx=True)

@@ -29,6 +29,14 @@ PAGES = [
 ]
 
 
+#: Pages whose examples learn, measure or build for some seconds.
+LONG = {"docs/accuracy.md", "docs/bench.md", "docs/report.md", "docs/roofline.md"}
+
+
+def _marked(page: str) -> object:
+    return pytest.param(page, marks=[pytest.mark.slow] * (page in LONG))
+
+
 def blocks(text: str) -> Iterator[tuple[str, str]]:
     """Language and content of each fenced block, in order."""
     yield from re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
@@ -62,7 +70,7 @@ def plugin_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             vars(sys.modules[package]).pop(stem, None)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [_marked(page) for page in PAGES])
 def test_every_example_runs(
     page: str, plugin_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

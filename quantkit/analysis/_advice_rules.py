@@ -129,7 +129,8 @@ def _calibrators(
 
 def _uneven(found: Diagnosis, recipe: Recipe, facts: Facts) -> Iterator[Proposal]:
     """Channels of activations, or of weights with one scale, that differ."""
-    by_kind = {"conv": ("equalize",), "linear": ("smooth",)}
+    scaling = "awq" if recipe.scheme.activations is None else "smooth"
+    by_kind = {"conv": ("equalize",), "linear": (scaling,)}
     for kind, names in by_kind.items():
         layers = [layer for layer in found.layers if layer.kind == kind]
         worst = max(layers, key=_spread, default=None)

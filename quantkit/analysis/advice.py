@@ -79,7 +79,8 @@ def advise(
     Example:
         >>> import quantkit
         >>> from quantkit.analysis.diagnosis import diagnose
-        >>> x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randn(64, 32)
         >>> net = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)).eval()
         >>> with torch.no_grad():
         ...     net[0].weight[5] *= 40.0  # one channel is large, and all share a scale

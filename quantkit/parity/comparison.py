@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 
+from quantkit.batches import Call
 from quantkit.comparing import NotRunError, feed_of
 from quantkit.errors import TargetError
 from quantkit.interfaces import Target
@@ -52,10 +53,14 @@ class Comparison:
         return place.opened_proto(proto, self.path, values, optimized=not given)
 
     def update(
-        self, simulated: Values, floating: Values | None, args: Any, kwargs: Mapping[str, Any]
+        self,
+        call: Call,
+        simulated: Values,
+        floating: Values | None,
+        there: Mapping[Tap, np.ndarray] | None,
     ) -> None:
-        """Take in one batch."""
-        feed = feed_of(args, kwargs, self.facts.inputs)
+        """Take in one batch: its tensors simulated, in float, and on the target."""
+        feed = feed_of(*call, self.facts.inputs)
         deployed = dict(zip(self.activations, self.fused(feed), strict=True))
         deployed |= zip(self.layers, self.apart(feed), strict=True)
         usual = dict(zip(self.activations, self.usual(feed), strict=True))
@@ -63,7 +68,6 @@ class Comparison:
         inputs = set(self.facts.inputs)
         given = {f"{t.value}{GIVEN}": shaped[t] for t in self.known if t.value not in inputs}
         own = dict(zip(self.known, self.given({**feed, **given}), strict=True))
-        there = self._on_target(feed)
         for tap, meters in self.meters.items():
             if tap in self.odd:
                 continue
@@ -83,21 +87,25 @@ class Comparison:
         if value.size == deployed.size:
             return value.reshape(deployed.shape)
         self.odd[tap] = f"{tap.name}: {value.shape} simulated, {deployed.shape} in the file"
-        return np.zeros_like(deployed)
+        return deployed  # the steps behind run on this, and are compared all the same
 
-    def _on_target(self, feed: Mapping[str, np.ndarray]) -> dict[Tap, np.ndarray] | None:
-        """The taps on the target, which is given a file that puts them out."""
+    def on_target(self, calls: Sequence[Call]) -> list[dict[Tap, np.ndarray] | None]:
+        """The taps of each call on the target, which builds a file that puts them out, once."""
         if self.target is None:
-            return None
-        names = [tap.value for tap in self.known]
-        proto = tapped(self.taps.model, names)
+            return [None] * len(calls)
+        proto = tapped(self.taps.model, [tap.value for tap in self.known])
+        apart = any(
+            onnx.external_data_helper.uses_external_data(t) for t in proto.graph.initializer
+        )
         with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
             file = Path(folder) / self.path.name
             onnx.external_data_helper.load_external_data_for_model(proto, str(self.path.parent))
-            onnx.save(proto, file)
-            (outputs,) = self.target.run(file, [feed])
-        found = dict(zip([o.name for o in proto.graph.output], outputs, strict=True))
-        return {tap: found[tap.value] for tap in self.known}
+            names = [output.name for output in proto.graph.output]
+            onnx.save(proto, file, save_as_external_data=apart)
+            feeds = [feed_of(args, kwargs, self.facts.inputs) for args, kwargs in calls]
+            results = self.target.run(file, feeds)
+        found = [dict(zip(names, outputs, strict=True)) for outputs in results]
+        return [{tap: outputs[tap.value] for tap in self.known} for outputs in found]
 
     def result(self, *, centered: bool) -> list[TensorParity]:
         """The figures of every tensor that could be compared."""

@@ -92,6 +92,12 @@ def composed(
             called[layer.name]: _DTYPES.get(layer.precision, Dtype.FP32) for layer in report.layers
         }
         known = {n: d if d in roof.peaks else Dtype.FP32 for n, d in dtypes.items()}
+        if lacking := sorted({str(d) for d in dtypes.values() if d not in roof.peaks}):
+            note = (
+                f"The roof of {roof.name} has no peak for {', '.join(lacking)}: such layers stand "
+                "under that of fp32, with fp32 tensors."
+            )
+            report = replace(report, notes=(*report.notes, note))
         weights = {
             model.layers.get(step.layer, step.layer): held
             for step in report.steps

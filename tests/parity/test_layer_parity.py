@@ -65,7 +65,6 @@ def codes(found: LayerParity, where: str) -> set[str]:
 # A sound file
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("make", "recipe"),
     [
@@ -77,14 +76,16 @@ def codes(found: LayerParity, where: str) -> set[str]:
     ],
 )
 def test_a_sound_file_departs_nowhere(
-    make: Callable[[], small_models.SmallModel], recipe: str, form: ExportForm, tmp_path: Path
+    make: Callable[[], small_models.SmallModel], recipe: str, tmp_path: Path
 ) -> None:
-    case = Case(make(), recipe, form, tmp_path)
-    found = case.compare(case.file)
-    assert found.departs is None, str(found)
-    assert found.findings == ()
-    assert found.notes == ()
-    assert len(found.tensors) >= len(case.model.plan.quantized)
+    case = Case(make(), recipe, "tensorrt", tmp_path)
+    other = qk.export_onnx(case.model, tmp_path / "onnxruntime.onnx", form="onnxruntime")
+    for file in (case.file, other):
+        found = case.compare(file)
+        assert found.departs is None, str(found)
+        assert found.findings == ()
+        assert found.notes == ()
+        assert len(found.tensors) >= len(case.model.plan.quantized)
 
 
 def test_a_runtime_that_computes_something_else_is_told_from_a_faulty_file(tmp_path: Path) -> None:
@@ -290,7 +291,15 @@ class Odd(OnnxRuntime):
     """A target whose kernels are wrong: it puts out 1 % more."""
 
     def run(self, model, batches):  # type: ignore[no-untyped-def]
+        assert len(batches) == 2  # all at once: a target builds a file first
         return [[x * np.float32(1.01) for x in out] for out in OnnxRuntime().run(model, batches)]
+
+
+class Broken(OnnxRuntime):
+    """A target that computes something else."""
+
+    def run(self, model, batches):  # type: ignore[no-untyped-def]
+        return [[-x for x in out] for out in OnnxRuntime().run(model, batches)]
 
 
 def test_a_target_that_runs_here_is_compared_as_well(resnet: Case) -> None:
@@ -298,6 +307,9 @@ def test_a_target_that_runs_here_is_compared_as_well(resnet: Case) -> None:
     told = [t.target for t in found.tensors]
     assert all(t is not None and 35 < t.sqnr < 45 for t in told)
     assert found.departs is None  # the file is sound, the target is not
+    assert found.findings == ()
+    (finding,) = compare_layers(resnet.file, resnet.model, resnet.batches, target=Broken()).findings
+    assert (finding.code, finding.where) == ("deployment-drifts", found.tensors[0].name)
 
 
 def test_weights_in_a_file_of_their_own_are_found(resnet: Case, tmp_path: Path) -> None:

@@ -262,6 +262,7 @@ def output_db(rounding: dict[str, Any]) -> float:
         return numerics.sqnr(model(x), quantized(x))
 
 
+@pytest.mark.slow
 def test_a_block_that_learns_is_better_than_nearest_and_twice_the_same() -> None:
     learned = {"name": "qdrop", "settings": {"samples": 64, "iterations": 60, "batch": 16}}
     first = output_db(learned)

@@ -39,7 +39,10 @@ def _missing() -> str | None:
     return None
 
 
-pytestmark = pytest.mark.skipif(_missing() is not None, reason=_missing() or "")
+pytestmark = [
+    pytest.mark.skipif(_missing() is not None, reason=_missing() or ""),
+    pytest.mark.slow,
+]
 
 INT8, FP8 = ["correlation", "Int8", ["Int8"]], ["correlation", "FP8", ["FP8"]]
 #: The layers of the small ResNet: six convolutions and a product.
