@@ -85,7 +85,7 @@ def compare_layers(
         values = None if twin is None else twin.run(*call)
         comparison.update(call, inside.run(*call), values, there)
     tensors = comparison.result(centered=simulated.recipe.centers)
-    lost = missing(taps, simulated)
+    lost = missing(taps, simulated, inside.names("activation"))
     faults = grid_faults(taps.model, path.parent, simulated)
     first = next((t for t in tensors if not t.own.sqnr >= min_sqnr), None)
     findings = [*lost, *faults]

@@ -59,17 +59,28 @@ def drift(tensors: Iterable[tuple[str, Closeness]]) -> Finding | None:
     return None
 
 
-def missing(taps: Taps, model: QuantizedModel) -> list[Finding]:
-    """Activations that the plan quantizes and the file does not, or not for all that read them."""
+def missing(taps: Taps, model: QuantizedModel, quantized: Iterable[str]) -> list[Finding]:
+    """Activations that the model quantizes and the file does not, or not for all that read them.
+
+    Args:
+        taps: of the file.
+        model: the simulation.
+        quantized: names of the activations behind its quantizers; ``relu for conv2`` where a
+            tensor has several, such as padded ones.
+    """
     found: list[Finding] = []
     computing = {d.op for d in model.plan.decisions if d.kind in COMPUTE}
-    present = {tap.name.partition(" for ")[0] for tap in taps.taps if tap.kind == "activation"}
+    present = {tap.name for tap in taps.taps if tap.kind == "activation"}
+    lost = [name.partition(" for ") for name in sorted(set(quantized) - present)]
     for tensor in model.plan.tensors:
         if tensor.role == "weight":
             continue
         readers = [edge for edge in tensor.edges if edge.op in computing]
-        if tensor.tensor not in present:
-            names = ", ".join(edge.op for edge in tensor.edges)
+        own = {reader for name, _, reader in lost if name == tensor.tensor}
+        if own:
+            given = {n.partition(" for ")[2] for n in present if n.startswith(f"{tensor.tensor} ")}
+            others = [edge.op for edge in tensor.edges if edge.op not in given]
+            names = ", ".join(sorted(own - {""}) or others)
             found.append(_missing(tensor.tensor, f"The file has no Q/DQ for it; {names} read it."))
             continue
         bare = [e.op for e in readers if taps.reads(e.op) and taps.read_by(e.op, e.index) is None]

@@ -202,6 +202,24 @@ def test_dropped_q_and_dq_are_found_and_named_at_every_activation(resnet: Case) 
         assert {f.where for f in found.findings if f.code == "missing-qdq"} == {tensor.tensor}
 
 
+def test_a_lost_q_and_dq_of_a_tensor_that_has_two_is_found(tmp_path: Path) -> None:
+    # Where a tensor is shifted, it is padded before it is quantized for the one convolution.
+    case = Case(small_models.resnet(), "int8_centered", "tensorrt", tmp_path)
+    names = [t.name for t in Taps(onnx.load(case.file)).taps if t.kind == "activation"]
+    assert any(" for " in name for name in names)
+    for name in names:
+
+        def fault(proto: ModelProto, name: str = name) -> None:
+            drop(proto, name)
+
+        found = case.compare(case.planted(fault))
+        tensor = name.partition(" for ")[0]
+        (finding,) = [f for f in found.findings if f.code == "missing-qdq"]
+        assert finding.where == tensor
+        if " for " in name:
+            assert name.partition(" for ")[2] in finding.why
+
+
 def test_a_layer_that_reads_a_tensor_beside_its_q_and_dq_is_named(resnet: Case) -> None:
     tensor = next(t for t in resnet.activations if len(t.edges) == 1)
     (reader,) = tensor.edges
