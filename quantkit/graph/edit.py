@@ -106,7 +106,11 @@ def _fake_result(node: fx.Node) -> Any:
     fakes = [n.meta["val"] for n in node.graph.nodes if isinstance(n.meta.get("val"), FakeTensor)]
     # Sizes may be symbols, which only the mode that made them understands.
     target: Any = node.target
-    with fakes[0].fake_mode if fakes else nullcontext():
+    if not fakes:
+        return target(*args, **kwargs)
+    mode = fakes[0].fake_mode
+    # What an operator asks of a free size must not fix it: it is one in the caller's program too.
+    with mode, nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards():
         return target(*args, **kwargs)
 
 

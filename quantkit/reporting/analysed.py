@@ -73,9 +73,10 @@ def diagnosis_of(subject: Subject) -> Diagnosis:
     Raises:
         Unavailable: the model is an ONNX file.
     """
-    quantized, prepared = subject.of_pytorch()
+    _, prepared = subject.of_pytorch()
+    assert subject.in_place is not None  # it is one of PyTorch
     floating = float_parameters(prepared)
-    return diagnose(quantized, subject.batches, samples=subject.samples, floating=floating)
+    return diagnose(subject.in_place, subject.batches, samples=subject.samples, floating=floating)
 
 
 def advice_section(subject: Subject, diagnosed: Callable[[], Diagnosis], trials: int) -> Data:

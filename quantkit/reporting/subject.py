@@ -15,6 +15,7 @@ from quantkit.analysis.calibrators import (
     compare_observed,
     compared_and_kept,
 )
+from quantkit.analysis.diagnosis import leave_centering_out
 from quantkit.batches import Call, as_batches
 from quantkit.benching.sources import GivenFile, Quantized, Variant
 from quantkit.benching.subject import Examples, subject_of
@@ -80,6 +81,8 @@ class Subject:
         model: in float, as it was given.
         quantized: calibrated and rounded.
         prepared: of PyTorch alone, as ``prepare`` made it: the weights are those in float.
+        in_place: of PyTorch alone: ``quantized``, or where ``center`` has shifted its tensors, the
+            same without, which has the same codes and can be held beside the float model.
         data: what it was calibrated with.
         batches: the first of it, kept, by which sections judge.
         samples: how many samples these hold.
@@ -94,6 +97,7 @@ class Subject:
     model: Model
     quantized: QuantizedModel | QuantizedOnnx
     prepared: QuantizedModel | None
+    in_place: QuantizedModel | None
     data: Counted
     batches: Sequence[Any]
     samples: int
@@ -165,13 +169,16 @@ def made(
     if isinstance(model, Path):
         onnx, found, seen = _of_onnx(model, recipe, data)
         quantized: QuantizedModel | QuantizedOnnx = onnx
-        prepared = None
+        prepared = in_place = None
         original: Variant = GivenFile(model, "float", quantized=False)
     else:
-        quantized, prepared, found, seen = _of_pytorch(model, recipe, data, batches[0])
+        torch_model, prepared, found, seen = _of_pytorch(model, recipe, data, batches[0])
+        in_place = _completed(torch_model, data)
+        quantized = torch_model
         original = subject_of([model], (), batches, Examples(), _in(folder, "float"), 1).variants[0]
     return Subject(
-        name=name, model=model, quantized=quantized, prepared=prepared, data=data,
+        name=name, model=model, quantized=quantized, prepared=prepared,
+        in_place=in_place, data=data,
         batches=batches, samples=min(samples, sum(rows(c) for c in as_batches(batches))),
         calibrators=found, observers=seen, original=original,
         deployed=Quantized(quantized, _in(folder, "quantized")),
@@ -193,8 +200,18 @@ def _of_pytorch(
         calibrate(qmodel, data)
         compared = compare_observed(observers, calibrators, data.samples)
     round_weights(qmodel, data)
-    correct(qmodel, data)
     return qmodel, prepared, compared, observers
+
+
+def _completed(rounded: QuantizedModel, data: Counted) -> QuantizedModel:
+    """Correct the model; the one that a diagnosis can read, see ``Subject.in_place``."""
+    in_place = rounded
+    if rounded.recipe.centers:
+        in_place = copied(rounded)
+        leave_centering_out(in_place)
+        correct(in_place, data)
+    correct(rounded, data)
+    return in_place
 
 
 def _of_onnx(

@@ -427,3 +427,16 @@ def test_the_builder_makes_no_more_kernels_and_all_in_int8(tmp_path: Path) -> No
         for recipe in ("int8_ptq", "int8_centered")
     ]
     assert counts[1] <= counts[0]
+
+
+def test_a_size_that_was_free_in_the_callers_program_stays_free() -> None:
+    net = small_models.resnet()
+    (x,) = net.inputs(4)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    qmodel = quantize(program, "int8_centered", calibration=[x])
+    assert any(float(c) for c in qmodel.get_submodule("centers").buffers())
+    exported = torch.onnx.export(program, (), dynamo=True, verbose=False)
+    assert exported is not None
+    shape = exported.model.graph.inputs[0].shape
+    assert shape is not None
+    assert not str(shape[0]).isdigit()

@@ -234,3 +234,15 @@ def test_advice_that_helps_is_a_finding_with_its_figure() -> None:
     assert found["code"] == "per-tensor-weights"
     assert "per: channel" in found["fix"]
     assert "per-tensor-weights" in told.to_html()
+
+
+def test_a_centered_model_is_diagnosed_before_it_is_shifted() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3), torch.nn.Flatten(),
+    ).eval()  # fmt: skip
+    batches = [torch.randn(8, 3, 8, 8) for _ in range(2)]
+    without = [name for name in MEASURED if name != "diagnosis"]
+    found = report(net, "int8_centered", calibration=batches, without=without, targets=())
+    section = next(s for s in found.sections if s.name == "diagnosis")
+    assert section.state is State.MADE, section
