@@ -84,8 +84,9 @@ def command(
              "--state": state, "--calibration": calibration},
         )  # fmt: skip
         place = work.make_target(target, gpu, cpu)
-        for file in filter(None, (model, state)):
-            work.require_file(file)
+        work.require_file(model)
+        if state is not None:
+            work.require_file(state, "what quantize --save wrote beside the model's file")
         compared = None if reference is None else models.load(reference, weights)
         batches = None if data is None else models.open_data(data, compared)
         simulated = floating = None

@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 #: So many grids with outlier channels are told.
 _UNEVEN = 5
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", show_default=False, help="A .pt2 file, or package.module:factory."
-    ),
-]
 Data = Annotated[
     Path,
     typer.Option(
@@ -95,7 +89,7 @@ class Asked:
 
 
 def command(
-    model: Model,
+    model: option.TorchModel,
     data: Data,
     recipe: option.RecipeOption = "int8_ptq",
     samples: Samples = 64,

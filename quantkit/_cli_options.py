@@ -53,6 +53,12 @@ Model = Annotated[
         help="A .pt2 file, package.module:factory, or a float .onnx file.",
     ),
 ]
+TorchModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", show_default=False, help="A .pt2 file, or package.module:factory."
+    ),
+]
 Onnx = Annotated[
     Path, typer.Argument(metavar="MODEL.onnx", show_default=False, help="The quantized ONNX file.")
 ]

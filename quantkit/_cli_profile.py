@@ -228,7 +228,7 @@ def _report(asked: Asked) -> ProfileReport:
 def _source(model: str, weights: Path | None) -> Any:
     """A file by its path, a factory by what it makes."""
     if weights is None and model.endswith((".onnx", ".pt2", *_ENGINES)):
-        work.require_file(Path(model))
+        work.require_file(Path(model), "a .onnx or .pt2 file, or an .engine that build wrote")
         return Path(model)
     return models.load(model, weights)
 

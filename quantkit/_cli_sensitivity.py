@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from quantkit.analysis.sensitivity import Metric, Sensitivity
     from quantkit.model import QuantizedModel
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", show_default=False, help="A .pt2 file, or package.module:factory."
-    ),
-]
 Data = Annotated[
     Path,
     typer.Option(
@@ -111,7 +105,7 @@ class Asked:
 
 
 def command(
-    model: Model,
+    model: option.TorchModel,
     data: Data,
     recipe: option.RecipeOption = "int8_ptq",
     format: Formats = None,

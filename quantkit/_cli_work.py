@@ -129,10 +129,10 @@ def require_checkpoint(
         raise UsageError(f"{given} is of a run over --data: give that, and no --statistics")
 
 
-def require_file(path: Path) -> None:
-    """Tell before slow imports that there is no such file."""
+def require_file(path: Path, give: str = "one that quantize writes, .onnx or .pt2") -> None:
+    """Tell before slow imports that there is no such file, and what to give instead."""
     if not path.is_file():
-        raise ModelFileError(f"{path}: no such file; give one that quantize writes, .onnx or .pt2")
+        raise ModelFileError(f"{path}: no such file; give {give}")
 
 
 def require_writable(path: Path) -> None:

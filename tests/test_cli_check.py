@@ -124,7 +124,10 @@ def test_the_threshold_is_an_option(run: Run, folder: Path) -> None:
     ("command", "words"),
     [
         ("check net.onnx --target onnxruntime --state net.qk", "--state needs --model"),
-        (CHECK.replace("--state net.qk", "--state lost.qk"), "lost.qk: no such file"),
+        (
+            CHECK.replace("--state net.qk", "--state lost.qk"),
+            "lost.qk: no such file; give what quantize --save wrote",
+        ),
         (CHECK.replace("--state net.qk", "--state calib.npz"), "not a safetensors file"),
         (CHECK.replace("gate:make", "net.onnx"), "--state is of a PyTorch model"),
         (CHECK + " --min-layer-sqnr nan", "min_layer_sqnr"),

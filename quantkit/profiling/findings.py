@@ -43,7 +43,7 @@ def findings(
     flow = Flow(tuple(steps))
     found: list[Judged] = [*step_findings.islands(flow), *step_findings.ping_pong(flow)]
     found += step_findings.dequantized(flow)
-    found += step_findings.reformats(flow) if steps else _reformat_kernels(kernels)
+    found += step_findings.reformats(flow, device) if steps else _reformat_kernels(kernels)
     if device == "cuda":
         found += [*step_findings.channels(flow), *_cuda_cores(kernels), *_unfilled(kernels)]
     if totals is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Final
+from typing import Final, Literal
 
 from quantkit.interfaces import Finding, Severity
 from quantkit.profiling.flow import Flow
@@ -118,8 +118,11 @@ def dequantized(flow: Flow) -> Iterator[Judged]:
     )
 
 
-def reformats(flow: Flow) -> Iterator[Judged]:
+def reformats(flow: Flow, device: Literal["cpu", "cuda"]) -> Iterator[Judged]:
     """Steps of the runtime's own that move values into another layout."""
+    alike = "Give the layers on both sides one type and layout: quantize both or neither"
+    if device == "cuda":
+        alike += ", and keep channels multiples of 16 or 32"
     moving = [step for step in flow.steps if step.kind is StepKind.REFORMAT]
     share = flow.share(moving)
     if not moving or (share is not None and share < LEAST_REFORMATS):
@@ -135,8 +138,7 @@ def reformats(flow: Flow) -> Iterator[Judged]:
             where=_listed(list(dict.fromkeys(behind)) or [m.name for m in moving]),
             why=f"{len(moving)} of {len(flow.steps)} steps only move values into another layout"
             f"{_percent(share, 'of the time')}.",
-            fix="Give the layers on both sides one type and layout: quantize both or neither, and "
-            "keep channels multiples of 16 or 32.",
+            fix=f"{alike}.",
         ),
     )
 

@@ -145,6 +145,9 @@ def test_reformats_are_told_from_a_share_of_the_time_on() -> None:
     (found,) = of_steps(steps)
     assert (found.code, found.where) == ("reformats", "a, b")
     assert "33.3 % of the time" in found.why
+    assert "channels" not in found.fix  # that is for tensor cores
+    (on_gpu,) = findings("cuda", (), None, steps)
+    assert "multiples of 16 or 32" in on_gpu.fix
     steps[1] = replace(steps[1], seconds=1e-5)
     assert of_steps(steps) == ()
 
