@@ -34,6 +34,7 @@ test: $(VENV)/.test ## All that a change must pass: style, types, import order, 
 bench: $(VENV)/.bench ## Measure accuracy, size, speed and calibration of real models.
 	@$(BIN)/python -m benchmarks.run
 	@$(BIN)/python -m benchmarks.parity
+	@$(BIN)/python -m benchmarks.one_report --page build/lite0.html
 	@$(BIN)/python -m benchmarks.calibration
 	@$(BIN)/python -m benchmarks.survival
 	@$(BIN)/python -m benchmarks.recovery
